@@ -1,0 +1,5 @@
+"""`python -m itdesk` is `itdesk`."""
+
+from itdesk.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What runs: the tasks under the supervisor."""

@@ -1,0 +1,131 @@
+"""One client's connection, with the deadlines that aiohttp does not have.
+
+A client must send its headers in time, keep its body coming and take its answers; whoever does
+not is cut off, so that a thousand idle sockets cost nobody else anything.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from aiohttp.web_server import Server
+
+    from itdesk.api.dispatch import Dispatcher
+
+HEADER_SECONDS = 15.0
+IDLE_SECONDS = 75
+WINDOW_SECONDS = 30.0
+WINDOW_BYTES = 30 * 1024
+
+
+class Connection(web.RequestHandler):
+    """A connection that knows what it waits for and since when."""
+
+    __slots__ = (
+        "_answering",
+        "_closing",
+        "_dispatcher",
+        "_marked",
+        "_received",
+        "_since",
+        "_stuck",
+    )
+
+    def __init__(self, server: "Server", dispatcher: "Dispatcher", **options: Any) -> None:
+        super().__init__(server, **options)
+        self._dispatcher = dispatcher
+        self._answering: web.BaseRequest | None = None
+        # When the client began to owe us headers; None while it owes us nothing.
+        self._since: float | None = None
+        self._received = 0
+        # Since when, and from how many bytes on, the progress of a body is measured.
+        self._marked: tuple[float, int] = (0.0, 0)
+        self._stuck: float | None = None
+        self._closing: float | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """Return whether a request is being answered; an open websocket is none."""
+        request = self._answering
+        return request is not None and not self._dispatcher.is_websocket(request)
+
+    def connection_made(self, transport: Any) -> None:
+        """Expect the first request from now on."""
+        self._since = self._loop.time()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        self._received += len(data)
+        if self._since is None and self._answering is None:
+            self._since = self._loop.time()
+        super().data_received(data)
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """Note that a request is complete but for its body."""
+        self._answering = request
+        self._since = None
+        self._marked = (self._loop.time(), self._received)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; what aiohttp itself would answer is put into the one error body."""
+        if isinstance(resp, web.HTTPException):
+            resp = self._dispatcher.unreadable(request, resp.status)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._answering = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that could not be read; its text is neither shown nor logged."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already")
+        response = self._dispatcher.unreadable(request, status, exc if status >= 500 else None)
+        response.force_close()
+        return response
+
+    def overdue(self, now: float) -> str | None:
+        """Return what the client failed to do in time, or None."""
+        transport = self.transport
+        if transport is None:
+            return None
+        if transport.is_closing():
+            self._closing = self._closing or now
+            return "take its last answer" if now - self._closing > WINDOW_SECONDS else None
+        if self.writing_paused:
+            self._stuck = self._stuck or now
+            if now - self._stuck > WINDOW_SECONDS:
+                return "take its answer"
+        else:
+            self._stuck = None
+        if self._answering is None:
+            late = self._since is not None and now - self._since > HEADER_SECONDS
+            return "send its headers" if late else None
+        return self._overdue_body(self._answering, transport, now)
+
+    def _overdue_body(self, request: web.BaseRequest, transport: Any, now: float) -> str | None:
+        since, received = self._marked
+        if request.content.is_eof() or not transport.is_reading():
+            # Nothing is owed, or it is we who do not read.
+            self._marked = (now, self._received)
+            return None
+        if now - since <= WINDOW_SECONDS:
+            return None
+        if self._received - received < WINDOW_BYTES:
+            return "send its body"
+        self._marked = (now, self._received)
+        return None
+
+    def abort(self) -> None:
+        """Cut the connection at once, whatever is still to be sent."""
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,0 +1,50 @@
+"""The scanner: keeps the quarantine empty."""
+
+import asyncio
+
+from itdesk.config import Scanner as ScannerSettings
+from itdesk.desk.scans import Scans
+from itdesk.runtime.actor import Actor
+
+
+class Scanner(Actor):
+    """Scans whatever is claimable; a message only says when to look."""
+
+    name = "scanner"
+    critical = False
+
+    def __init__(self, scans: Scans, settings: ScannerSettings, *, max_file_size: int) -> None:
+        self.period = float(settings.poll_seconds)
+        # One file's scan is bounded by itself; every finished one renews this.
+        self.handle_timeout = 60 + 3.0 * settings.timeout_seconds + max_file_size / (1 << 20)
+        self._scans = scans
+        self._settings = settings
+        self._left = 0
+
+    async def handle(self, message: object) -> None:
+        """Scan up to a batch of files, several at once, and come back for the rest."""
+        await self._scans.count_backlog()
+        if not await self._scans.trusted():
+            return
+        self._left = self._settings.batch
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._settings.concurrency):
+                group.create_task(self._work())
+        if self._left <= 0:
+            self.tell(message)
+        await self._scans.count_backlog()
+
+    async def _work(self) -> None:
+        """Scan one file after the other until none waits, the batch is done, or we stop."""
+        while self._left > 0 and not self.mailbox.closed:
+            self._left -= 1
+            claims = await self._scans.claim(1)
+            if not claims:
+                self._left += 1
+                return
+            try:
+                await self._scans.scan(claims[0])
+            except asyncio.CancelledError:
+                await asyncio.shield(self._scans.release(claims[0]))
+                raise
+            self.progress()

@@ -1,0 +1,252 @@
+"""Signing up, in and out; browsers get their tokens as cookies as well."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from multidict import CIMultiDict
+from pydantic import AfterValidator, Field
+
+from itdesk.api.fields import Email, Name, NewPassword, Secret
+from itdesk.api.origin import Origins, Peer
+from itdesk.api.route import Body, Call, Reply, Route, Who, created
+from itdesk.desk.sessions import SignedIn
+from itdesk.errors import Unauthenticated
+from itdesk.model import User
+
+# Narrow, and wide enough for the paths that older clients know.
+REFRESH_PATH = "/api"
+
+# Looser than what a new account may have: whatever is stored can sign in.
+Address = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(str.strip)]
+
+
+class Registration(Body):
+    """Who wants an account."""
+
+    email: Email
+    password: NewPassword
+    name: Name
+    role: Any = Field(None, description="Refused with 403: a role is given, never taken.")
+
+
+class Credentials(Body):
+    """What somebody signs in by."""
+
+    email: Address
+    password: Secret
+
+
+class Renewal(Body):
+    """The refresh token to exchange."""
+
+    refresh_token: Secret
+
+
+class OptionalRenewal(Body):
+    """The refresh token, unless a cookie brings it."""
+
+    refresh_token: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A new account and what to do next."""
+
+    message: str
+    user: User
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What was done, for people."""
+
+    message: str
+
+
+async def register(call: Call) -> Reply:
+    """Open an account for oneself."""
+    new = call.body
+    user = await call.desk.accounts.register(new.email, new.password, new.name, role=new.role)
+    return created(Registered("Welcome. You can sign in now.", user), f"/api/v1/users/{user.id}")
+
+
+async def login(call: Call) -> Reply:
+    """Sign in by address and password; the tokens come as cookies as well."""
+    return _with_cookies(call, await _login(call))
+
+
+async def token(call: Call) -> Reply:
+    """Sign in by address and password, for clients that keep tokens themselves."""
+    return Reply(await _login(call))
+
+
+async def refresh(call: Call) -> Reply:
+    """Exchange the refresh token of the body, or else of the cookie, for a new pair."""
+    given = _given(call)
+    signed = await _refresh(call, given or _cookie(call, _refresh_name(call)))
+    return Reply(signed) if given else _with_cookies(call, signed)
+
+
+async def token_refresh(call: Call) -> Reply:
+    """Exchange a refresh token for a new pair, for clients that keep tokens themselves."""
+    return Reply(await _refresh(call, call.body.refresh_token))
+
+
+async def logout(call: Call) -> Reply:
+    """End the session of the refresh token, cookie or bearer token that comes along."""
+    refresh_token = _given(call) or _cookie(call, _refresh_name(call))
+    access_token = _bearer(call) or _cookie(call, _access_name(call))
+    await call.desk.sessions.logout(refresh_token, access_token=access_token)
+    return Reply(Message("You are signed out."), 200, _cookies(call, "", 0, "", 0))
+
+
+async def me(call: Call) -> Reply:
+    """Return one's own account."""
+    return Reply(await call.desk.accounts.get(call.caller, str(call.caller.user_id)))
+
+
+async def _login(call: Call) -> SignedIn:
+    return await call.desk.sessions.login(
+        call.body.email, call.body.password, address=call.address, user_agent=_agent(call)
+    )
+
+
+async def _refresh(call: Call, refresh_token: str | None) -> SignedIn:
+    if refresh_token is None:
+        raise Unauthenticated("Send the refresh token in the body or as a cookie.")
+    return await call.desk.sessions.refresh(
+        refresh_token, address=call.address, user_agent=_agent(call)
+    )
+
+
+def _agent(call: Call) -> str:
+    return call.request.headers.get("User-Agent", "")
+
+
+def _given(call: Call) -> str | None:
+    token: str | None = call.body.refresh_token if call.body is not None else None
+    return token
+
+
+def _bearer(call: Call) -> str | None:
+    scheme, _, token = call.request.headers.get("Authorization", "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _cookie(call: Call, name: str) -> str | None:
+    """Return a cookie's value; Forbidden when a foreign page had the browser send it."""
+    value = call.request.cookies.get(name)
+    if not value:
+        return None
+    peer = Peer(call.address, call.base_url)
+    Origins(call.desk.settings).check_cookie_use(call.request, peer)
+    return value
+
+
+def _access_name(call: Call) -> str:
+    return call.desk.settings.auth.cookie_name
+
+
+def _refresh_name(call: Call) -> str:
+    return call.desk.settings.auth.refresh_cookie_name
+
+
+def _with_cookies(call: Call, signed: SignedIn) -> Reply:
+    cookies = _cookies(
+        call,
+        signed.access_token,
+        signed.expires_in,
+        signed.refresh_token,
+        signed.refresh_expires_in,
+    )
+    return Reply(signed, 200, cookies)
+
+
+def _cookies(
+    call: Call, access: str, access_seconds: int, refresh: str, refresh_seconds: int
+) -> CIMultiDict[str]:
+    secure = "; Secure" if call.base_url.startswith("https://") else ""
+    headers: CIMultiDict[str] = CIMultiDict()
+    for name, value, seconds, path in (
+        (_access_name(call), access, access_seconds, "/"),
+        (_refresh_name(call), refresh, refresh_seconds, REFRESH_PATH),
+    ):
+        headers.add(
+            "Set-Cookie",
+            f"{name}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}",
+        )
+    return headers
+
+
+_LOGIN_ERRORS = {
+    "E_AUTH_INVALID_CREDENTIALS": 401,
+    "E_AUTH_EMAIL_NOT_VERIFIED": 403,
+    "E_BUSY": 503,
+}
+_REFRESH_ERRORS = {
+    "E_AUTH_TOKEN_MISSING": 401,
+    "E_AUTH_TOKEN_INVALID": 401,
+    "E_AUTH_TOKEN_EXPIRED": 401,
+}
+
+
+def _post(id: str, path: str, handler: Any, body: type[Body], **fields: Any) -> Route:
+    return Route(
+        id=id, method="POST", path=path, handler=handler, who=Who.PUBLIC, tag="auth", body=body,
+        rate="auth", **fields,
+    )  # fmt: skip
+
+
+ROUTES: list[Route] = [
+    _post(
+        "R5",
+        "/auth/register",
+        register,
+        Registration,
+        response=Registered,
+        status=201,
+        errors={
+            "E_AUTH_INSUFFICIENT_PERMISSIONS": 403,
+            "E_AUTH_REGISTRATION_CLOSED": 403,
+            "E_USER_EMAIL_EXISTS": 409,
+            "E_BUSY": 503,
+        },
+    ),
+    _post("R6", "/auth/login", login, Credentials, response=SignedIn, errors=_LOGIN_ERRORS),
+    _post("R7", "/auth/token", token, Credentials, response=SignedIn, errors=_LOGIN_ERRORS),
+    _post(
+        "R8",
+        "/auth/refresh",
+        refresh,
+        OptionalRenewal,
+        body_optional=True,
+        response=SignedIn,
+        errors={**_REFRESH_ERRORS, "E_AUTH_CROSS_SITE": 403},
+    ),
+    _post(
+        "R9",
+        "/auth/token/refresh",
+        token_refresh,
+        Renewal,
+        response=SignedIn,
+        errors=_REFRESH_ERRORS,
+    ),  # fmt: skip
+    _post(
+        "R10",
+        "/auth/logout",
+        logout,
+        OptionalRenewal,
+        body_optional=True,
+        response=Message,
+        errors={"E_AUTH_CROSS_SITE": 403},
+    ),
+    Route(
+        id="R11",
+        method="GET",
+        path="/auth/me",
+        handler=me,
+        who=Who.USER,
+        tag="auth",
+        response=User,
+    ),
+]

@@ -1,0 +1,350 @@
+"""The way of every request: identified, matched, authenticated, authorised, validated, answered.
+
+One middleware does it all, and whatever goes wrong on the way becomes the one error body. The
+handler behind it is three lines.
+"""
+
+import asyncio
+import hmac
+import math
+import os
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from itdesk.api import idempotency, payload, render
+from itdesk.api.exchange import CORS_HEADERS, CORS_METHODS, EXCHANGE, Exchange, Exchanges
+from itdesk.api.matching import Router
+from itdesk.api.openapi import DOCUMENT, Document
+from itdesk.api.origin import Origins, Peer
+from itdesk.api.route import Call, Reply, Route, Who
+from itdesk.errors import (
+    BadRequest,
+    DeskError,
+    Forbidden,
+    InvalidToken,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+)
+from itdesk.model import Caller, Role
+from itdesk.runtime import log
+from itdesk.store.db import Contention
+
+if TYPE_CHECKING:
+    from itdesk.desk import Desk
+
+ATTEMPTS = 4
+# Nobody: the id belongs to no user, so that even a scoped loader shows nothing.
+NOBODY = UUID(int=0)
+
+_log = log.get_logger("api")
+
+DISPATCHER: "web.AppKey[Dispatcher]" = web.AppKey("dispatcher")
+
+
+def build_app(desk: "Desk", routes: Iterable[Route]) -> web.Application:
+    """Return the application that serves these routes."""
+    routes = tuple(routes)
+    dispatcher = Dispatcher(desk, routes)
+
+    @web.middleware
+    async def dispatch(request: web.Request, handler: object) -> web.StreamResponse:
+        return await dispatcher.handle(request)
+
+    app = web.Application(middlewares=[dispatch], client_max_size=desk.settings.server.max_body)
+    app[DISPATCHER] = dispatcher
+    app[DOCUMENT] = Document(routes)
+    # Everything matches here, so that one table and not aiohttp's router decides.
+    app.router.add_route("*", "/{tail:.*}", _never, expect_handler=_patient)
+    app.on_response_prepare.append(dispatcher.finish)
+    return app
+
+
+async def _never(request: web.Request) -> web.StreamResponse:
+    raise AssertionError("the middleware answers everything")
+
+
+async def _patient(request: web.Request) -> None:
+    """Wait with 100 Continue until the request is known to be wanted."""
+
+
+class Dispatcher:
+    """Answers requests by the table of routes."""
+
+    def __init__(self, desk: "Desk", routes: tuple[Route, ...]) -> None:
+        self._desk = desk
+        self._settings = desk.settings
+        self._router = Router(routes)
+        self._origins = Origins(desk.settings)
+        self._queries = {id(route): payload.QueryReader(route.query) for route in routes}
+        token = desk.settings.metrics.token
+        self._operator_token = token.get_secret_value() if token else None
+        self._cookie = desk.settings.auth.cookie_name
+        self.exchanges = Exchanges(desk, self._origins)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request; every failure is an answer as well."""
+        clock = self._desk.clock
+        started = clock.monotonic()
+        exchange = self.exchanges.open(request)
+        status, size = 499, 0
+        try:
+            response = await self._answer(request, exchange)
+            status, size = response.status, response.content_length or 0
+            return response
+        finally:
+            self.exchanges.close(request, exchange, status, size, clock.monotonic() - started)
+
+    def is_websocket(self, request: web.BaseRequest) -> bool:
+        """Return whether a request has become a websocket."""
+        exchange = request.get(EXCHANGE)
+        return exchange is not None and isinstance(exchange.begun, web.WebSocketResponse)
+
+    def unreadable(
+        self, request: web.BaseRequest, status: int, exc: BaseException | None = None
+    ) -> web.Response:
+        """Answer what never became a request, or what even the dispatcher failed on."""
+        peer = Peer(self._origins.address(request), "")
+        exchange = request.get(EXCHANGE) or Exchange(os.urandom(12).hex(), None, peer)
+        failure: DeskError = _CRASHED if status >= 500 else _UNREADABLE
+        if exc is not None:
+            _log.error("answering failed", request_id=exchange.request_id, exc_info=exc)
+        response = render.failure(failure, exchange.request_id)
+        self.exchanges.decorate(request, response, exchange)
+        self.exchanges.close(request, exchange, response.status, response.content_length or 0, 0.0)
+        return response
+
+    async def finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Add the headers that every answer carries, just before they are sent."""
+        exchange = request[EXCHANGE]
+        exchange.begun = response
+        self.exchanges.decorate(request, response, exchange)
+
+    async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+        scope = asyncio.timeout(None)
+        try:
+            if request.method == "OPTIONS":
+                return self._options(request)
+            route, path = self._match(request)
+            exchange.route = route
+            seconds = route.seconds or self._settings.server.request_seconds
+            if seconds != math.inf:
+                scope = asyncio.timeout(seconds)
+            async with scope:
+                return await self._serve(request, route, path, exchange)
+        except DeskError as exc:
+            if exc.status >= 500 and not isinstance(exc, Unavailable):
+                _log.warning("request failed", error=exc.code, problem=exc.message)
+            failure: DeskError = exc
+        except web.HTTPException as exc:
+            if exc.status < 400 and exchange.begun is None:
+                return web.Response(status=exc.status, headers=exc.headers)
+            failure = _from_aiohttp(exc)
+        except web.RequestPayloadError:
+            failure = BadRequest("The body of the request cannot be read.")
+        except Exception as exc:  # noqa: BLE001 - the last fence before the client
+            if isinstance(exc, ConnectionError) and request.transport is None:
+                return web.Response(status=499)
+            if isinstance(exc, TimeoutError) and scope.expired():
+                failure = Unavailable("This took too long.", code="E_TIMEOUT")
+                _log.warning("request took too long", route=exchange.template)
+            else:
+                failure = _CRASHED
+                _log.exception("request crashed", route=exchange.template)
+        return self._fail(request, exchange, failure)
+
+    def _fail(
+        self, request: web.Request, exchange: Exchange, failure: DeskError
+    ) -> web.StreamResponse:
+        if exchange.begun is not None:
+            # Half an answer is out: only a broken connection tells the client that it is not all.
+            if request.transport is not None:
+                request.transport.abort()
+            return exchange.begun
+        response = render.failure(failure, exchange.request_id)
+        if not request.content.is_eof():
+            # Whatever else the client is sending, nobody will read it.
+            response.force_close()
+        return response
+
+    def _match(self, request: web.Request) -> tuple[Route, Mapping[str, str]]:
+        return self._router.match(request.method, request.rel_url.raw_path)
+
+    async def _serve(
+        self, request: web.Request, route: Route, path: Mapping[str, str], exchange: Exchange
+    ) -> web.StreamResponse:
+        caller = await self._authorised(request, route, exchange)
+        query = self._queries[id(route)].read(request.rel_url.raw_query_string)
+        call = Call(
+            request=request,
+            desk=self._desk,
+            caller=caller,
+            path=path,
+            query=query,
+            base_url=exchange.peer.base_url,
+            address=exchange.peer.address,
+            route=route,
+        )
+        if route.body_media == render.JSON:
+            payload.check_length(request, self._settings.server.max_body)
+        if request.headers.get("Expect") is not None:
+            await _continue(request)
+        raw = b""
+        if route.body is not None and route.body_media == render.JSON:
+            raw = await self._read_json(request, route, call)
+        act: Callable[[], Awaitable[Reply | web.StreamResponse]]
+        if route.idempotent and "Idempotency-Key" in request.headers and _is_json(route):
+            mark = idempotency.fingerprint(call, raw)
+            act = lambda: idempotency.once(call, mark, lambda: route.handler(call))  # noqa: E731
+        else:
+            act = lambda: route.handler(call)  # noqa: E731
+        reply = await self._contended(act, route, exchange)
+        if isinstance(reply, Reply):
+            return render.response(reply, route.response_media)
+        return reply
+
+    async def _read_json(self, request: web.Request, route: Route, call: Call) -> bytes:
+        assert route.body is not None
+        raw = await payload.read_body(request, self._settings.server.max_body)
+        if not raw and route.body_optional:
+            return raw
+        if not raw:
+            raise BadRequest("A JSON body is required.", code="E_BAD_JSON")
+        payload.check_json_type(request)
+        call.body = payload.parse(route.body, raw)
+        return raw
+
+    async def _contended(
+        self,
+        act: Callable[[], Awaitable[Reply | web.StreamResponse]],
+        route: Route,
+        exchange: Exchange,
+    ) -> Reply | web.StreamResponse:
+        """Run a handler, again when another transaction was in its way: its own was undone."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await act()
+            except Contention:
+                if attempt == ATTEMPTS or exchange.begun is not None or not _is_json(route):
+                    raise
+                await self._desk.clock.sleep(random.uniform(0.005, 0.02) * attempt)
+        raise AssertionError("unreachable")
+
+    async def _authorised(self, request: web.Request, route: Route, exchange: Exchange) -> Caller:
+        least = route.who.role
+        if least is None:
+            if route.who is Who.OPERATOR:
+                self._check_operator(request)
+            return Caller(NOBODY, "anonymous", Role.USER, request_id=exchange.request_id)
+        known = await self._desk.sessions.authenticate(self._token(request, exchange.peer))
+        exchange.caller = caller = Caller(
+            known.user_id,
+            known.name,
+            known.role,
+            known.source,
+            known.email,
+            known.session_id,
+            exchange.request_id,
+            known.cause_id,
+        )
+        caller.require(least)
+        return caller
+
+    def _token(self, request: web.Request, peer: Peer) -> str:
+        """Return the access token: the bearer token if there is one, else the cookie's."""
+        header = request.headers.get("Authorization")
+        if header is not None:
+            return _bearer(header)
+        token = request.cookies.get(self._cookie) if "Cookie" in request.headers else None
+        if not token:
+            raise Unauthenticated("Sign in first: send Authorization: Bearer <access token>.")
+        self._origins.check_cookie_use(request, peer)
+        return token
+
+    def _check_operator(self, request: web.Request) -> None:
+        if self._operator_token is None:
+            return
+        header = request.headers.get("Authorization")
+        if header is None:
+            raise Unauthenticated("Send Authorization: Bearer <metrics.token>.")
+        given = _bearer(header).encode(errors="replace")
+        if not hmac.compare_digest(given, self._operator_token.encode()):
+            raise InvalidToken("This is not the token of the option metrics.token.")
+
+    def _options(self, request: web.Request) -> web.Response:
+        """Answer what is allowed at a path; browsers ask before they send credentials."""
+        node, _ = self._router.find(request.rel_url.raw_path)
+        headers = CIMultiDict({"Allow": ", ".join(node.allow)})
+        origin = request.headers.get("Origin")
+        asked = request.headers.get("Access-Control-Request-Method")
+        if origin is not None and asked is not None and self._origins.may_read(origin):
+            headers["Access-Control-Allow-Methods"] = CORS_METHODS
+            headers["Access-Control-Allow-Headers"] = CORS_HEADERS
+            headers["Access-Control-Max-Age"] = "600"
+        return web.Response(status=204, headers=headers)
+
+
+def _is_json(route: Route) -> bool:
+    """Return whether a route's body was read before its handler, which may then run again."""
+    return route.body_media == render.JSON and route.seconds is None
+
+
+def _bearer(header: str) -> str:
+    scheme, _, token = header.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("Sign in with Authorization: Bearer <access token>.")
+    return token.strip()
+
+
+async def _continue(request: web.Request) -> None:
+    """Tell a client that waits for leave to send its body that the body is wanted."""
+    if request.headers["Expect"].lower() != "100-continue":
+        raise ExpectationFailed("Only Expect: 100-continue is understood.")
+    if request.version >= (1, 1) and not request.content.is_eof():
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+
+_CRASHED = DeskError("Something went wrong on our side. Quote the request id when asking for help.")
+_UNREADABLE = BadRequest("The request line, a header or the framing of the body cannot be read.")
+
+
+class ExpectationFailed(BadRequest):
+    """The client expects what nobody here can do."""
+
+    status, default_code = 417, "E_EXPECTATION_FAILED"
+
+
+_BY_STATUS: Mapping[int, type[DeskError]] = {
+    400: BadRequest,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    415: UnsupportedMedia,
+    503: Unavailable,
+}
+
+
+def _from_aiohttp(exc: web.HTTPException) -> DeskError:
+    """Translate an error that aiohttp raised by itself; its text is not ours to show."""
+    if isinstance(exc, web.HTTPRequestEntityTooLarge):
+        return TooLarge("The body is larger than is accepted here.")
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(
+            "This path does not take that method.", details={"allow": sorted(exc.allowed_methods)}
+        )
+    error = _BY_STATUS.get(exc.status)
+    if error is not None:
+        return error("The request cannot be served as it is.")
+    if exc.status < 500:
+        return BadRequest("The request cannot be served as it is.")
+    return _CRASHED

@@ -1,0 +1,147 @@
+"""What is known of one request on its way, and what is said of it afterwards.
+
+Hides the request's id and trace, the headers that every answer carries, and the two places that
+every request is counted in: the metrics and the access log.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from itdesk.api.origin import Origins, Peer
+from itdesk.api.route import Route, Who
+from itdesk.model import Caller
+from itdesk.runtime import log
+
+if TYPE_CHECKING:
+    from itdesk.desk import Desk
+
+UNMATCHED = "unmatched"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+CORS_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
+CORS_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Traceparent,"
+    " X-Request-ID"
+)
+CORS_EXPOSED = (
+    "Content-Disposition, ETag, Idempotency-Replayed, Link, Location, Retry-After,"
+    " X-Request-ID, X-Total-Count"
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.+")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What becomes known of one request on its way, for its answer's headers and its log line."""
+
+    request_id: str
+    trace_id: str | None
+    peer: Peer
+    route: Route | None = None
+    caller: Caller | None = None
+    begun: web.StreamResponse | None = None
+
+    @property
+    def template(self) -> str:
+        """Return the path as the route declares it; all unknown paths share one."""
+        return self.route.full_path if self.route else UNMATCHED
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)
+
+
+class Exchanges:
+    """Opens and closes the book on every request."""
+
+    def __init__(self, desk: "Desk", origins: Origins) -> None:
+        self._origins = origins
+        self._histogram = desk.metrics.http_request_seconds
+        self._observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
+        self._vary = origins.any_listed
+        self.draining = False
+
+    def open(self, request: web.BaseRequest) -> Exchange:
+        """Give the request its id, its trace and its client, for the answer and all log lines."""
+        headers = request.headers
+        wanted = headers.get("X-Request-ID")
+        sane = wanted is not None and _REQUEST_ID.fullmatch(wanted)
+        request_id = wanted if sane and wanted else os.urandom(12).hex()
+        parent = headers.get("Traceparent")
+        trace = _TRACEPARENT.fullmatch(parent) if parent else None
+        exchange = Exchange(request_id, trace and trace[1], self._origins.peer(request))
+        request[EXCHANGE] = exchange
+        if exchange.trace_id:
+            log.bind(request_id=request_id, trace_id=exchange.trace_id)
+        else:
+            log.bind(request_id=request_id)
+        return exchange
+
+    def decorate(
+        self, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
+    ) -> None:
+        """Add the headers that every answer carries."""
+        headers = response.headers
+        headers["Server"] = "itdesk"
+        headers["X-Request-ID"] = exchange.request_id
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers.setdefault("Cache-Control", "no-store")
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        headers.setdefault("Referrer-Policy", "no-referrer")
+        if self._vary:
+            headers.add("Vary", "Origin")
+            origin = request.headers.get("Origin")
+            if origin is not None and self._origins.may_read(origin):
+                headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Allow-Credentials"] = "true"
+                headers["Access-Control-Expose-Headers"] = CORS_EXPOSED
+        if self.draining and response.status != 101:
+            response.force_close()
+            headers["Connection"] = "close"
+
+    def close(
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        status: int,
+        size: int,
+        seconds: float,
+    ) -> None:
+        """Count the request and write its line into the access log."""
+        method, route, template = request.method, exchange.route, exchange.template
+        key = (method if method in METHODS else "OTHER", template, status)
+        observe = self._observers.get(key)
+        if observe is None:
+            child = self._histogram.labels(key[0], template, str(status))
+            observe = self._observers[key] = child.observe
+        if status != 101:
+            # How long a websocket stayed open is not how long an answer took.
+            observe(seconds)
+        # The query may hold codes, and a signed path is a key by itself: neither is written down.
+        secret = route is not None and route.who is Who.SIGNATURE
+        caller = exchange.caller
+        line = {
+            "request_id": exchange.request_id,
+            "method": method,
+            "path": template if secret else _printable(request.rel_url.raw_path),
+            "route": template,
+            "status": status,
+            "seconds": round(seconds, 6),
+            "bytes": size,
+            "address": exchange.peer.address,
+            "user": caller.user_id if caller is not None else None,
+            "agent": _printable(request.headers.get("User-Agent", "")[:200]),
+        }
+        if exchange.trace_id:
+            line["trace_id"] = exchange.trace_id
+        log.access_line(line)
+
+
+def _printable(text: str) -> str:
+    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode()

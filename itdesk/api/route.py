@@ -1,0 +1,162 @@
+"""The one declaration of a route.
+
+Dispatch, authorisation, validation, idempotency, OpenAPI and the generated authorisation-matrix
+test all read the same table of `Route`s; nothing about a route is said anywhere else.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from itdesk.model import Caller, Role
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from itdesk.desk import Desk
+
+
+class Who(StrEnum):
+    """Who may call a route; what belongs to others is refused by the scoped loaders behind it."""
+
+    PUBLIC = "public"
+    USER = "user"
+    OWN = "own"
+    SELF = "self"
+    AGENT = "agent"
+    MANAGER = "manager"
+    ADMIN = "admin"
+    SIGNATURE = "signature"
+    OPERATOR = "operator"
+
+    @property
+    def role(self) -> Role | None:
+        """Return the least role that may call, or None when no sign-in is asked for."""
+        return _LEAST_ROLE[self]
+
+
+_LEAST_ROLE: Mapping[Who, Role | None] = {
+    Who.PUBLIC: None,
+    Who.SIGNATURE: None,
+    Who.OPERATOR: None,
+    Who.USER: Role.USER,
+    Who.OWN: Role.USER,
+    Who.SELF: Role.USER,
+    Who.AGENT: Role.AGENT,
+    Who.MANAGER: Role.MANAGER,
+    Who.ADMIN: Role.ADMIN,
+}
+
+
+class Body(BaseModel):
+    """A JSON body; a field that is not declared is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Query(BaseModel):
+    """A query string; a parameter that is not declared is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListQuery(Query):
+    """The parameters that every list takes."""
+
+    limit: int = Field(50, ge=1, le=200, description="How many entries at most.")
+    cursor: str | None = Field(
+        None, max_length=500, description="Where to go on: from the Link header of the last page."
+    )
+    offset: int = Field(0, ge=0, le=10_000, description="How many entries to skip; prefer cursor.")
+    count: bool = Field(False, description="Whether to add X-Total-Count.")
+
+
+@dataclass(slots=True)
+class Call:
+    """One request after it was authenticated, authorised and validated."""
+
+    request: "web.Request"
+    desk: "Desk"
+    caller: Caller
+    path: Mapping[str, str]
+    body: Any = None
+    query: Any = None
+    base_url: str = ""
+    address: str = ""
+    route: "Route | None" = None
+
+    @property
+    def if_match(self) -> str | None:
+        """Return the If-Match header as sent, or None."""
+        return self.request.headers.get("If-Match")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a handler answers: an object to encode as JSON, a status and headers."""
+
+    body: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Call], Awaitable["Reply | web.StreamResponse"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One method on one path: who may call it, what it takes, what it answers, how it fails.
+
+    `path` is below /api/v1 unless `root`. `response` is a dataclass or `list[...]` of one, a JSON
+    schema, or None for an empty answer. `errors` names the status of each of the route's own error
+    codes; those that every route shares are added by the OpenAPI document. `also` names further
+    statuses and what they answer, as `response` does. The handler's docstring is the summary.
+    `seconds` is the deadline of a route that streams (math.inf for none): such a handler reads the
+    body itself and is never run twice.
+    """
+
+    id: str
+    method: str
+    path: str
+    handler: Handler
+    who: Who
+    tag: str
+    body: type[BaseModel] | None = None
+    body_optional: bool = False
+    body_media: str = "application/json"
+    query: type[Query] | None = None
+    response: Any = None
+    response_media: str = "application/json"
+    status: int = 200
+    errors: Mapping[str, int] = field(default_factory=dict)
+    also: Mapping[int, Any] = field(default_factory=dict)
+    idempotent: bool = False
+    if_match: bool = False
+    etag: bool = False
+    rate: str = "default"
+    root: bool = False
+    seconds: float | None = None
+
+    @property
+    def full_path(self) -> str:
+        """Return the path as a client requests it."""
+        return self.path if self.root else f"/api/v1{self.path}"
+
+
+def one(versioned: Any, *, status: int = 200, location: str | None = None) -> Reply:
+    """Answer one ticket with its version as the ETag."""
+    headers = {"ETag": f'"{versioned.version}"'}
+    if location is not None:
+        headers["Location"] = location
+    return Reply(versioned, status, headers)
+
+
+def created(body: Any, location: str) -> Reply:
+    """Answer 201 with the new object and where it is."""
+    return Reply(body, 201, {"Location": location})
+
+
+NO_CONTENT = Reply(None, 204)

@@ -1,0 +1,252 @@
+"""People: who has an account, what they are called, and what they may do.
+
+The rule that there is always an active administrator is decided here, with all of them held, so
+that two who demote each other at once cannot both succeed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from itdesk.config import Auth
+from itdesk.desk.passwords import Passwords
+from itdesk.desk.sessions import Sessions
+from itdesk.errors import Conflict, Forbidden, Invalid, NotFound
+from itdesk.model import Assignee, Caller, Change, Event, Role, Source, User, new_id
+from itdesk.store import users
+from itdesk.store.db import Database, Transaction
+from itdesk.store.paging import Page, Window
+
+_OWN_FIELDS = frozenset({"name", "avatar_url", "password", "current_password"})
+_FIELDS = _OWN_FIELDS | {"email", "role", "is_active", "department"}
+# What the journal tells with both values; addresses and passwords outlive nobody there.
+_TOLD = ("name", "role", "department", "avatar_url", "is_active")
+
+
+@dataclass(frozen=True, slots=True)
+class NewUser:
+    """Somebody to get an account; without a password they cannot sign in by one yet."""
+
+    email: str
+    name: str
+    role: Role = Role.USER
+    password: str | None = field(default=None, repr=False)
+    department: str | None = None
+
+
+class Accounts:
+    """Opening, reading, changing and closing accounts, on behalf of a caller."""
+
+    def __init__(
+        self, db: Database, passwords: Passwords, sessions: Sessions, settings: Auth
+    ) -> None:
+        self._db = db
+        self._passwords = passwords
+        self._sessions = sessions
+        self._settings = settings
+
+    async def register(self, email: str, password: str, name: str, *, role: object = None) -> User:
+        """Open an account for whoever asks, as a plain user: a role is given, never taken."""
+        if role is not None:
+            raise Forbidden(
+                "Nobody chooses their own role: leave role out.", details={"field": "role"}
+            )
+        if not self._settings.allow_registration:
+            raise Forbidden(
+                "Accounts are opened by the administrators here.",
+                code="E_AUTH_REGISTRATION_CLOSED",
+            )
+        hashed = await self._hash(password, email, name)
+        async with self._db.transaction() as tx:
+            user = await users.create(
+                tx.conn,
+                id=new_id(),
+                email=email,
+                name=name,
+                role=Role.USER,
+                department=None,
+                password_hash=hashed,
+                is_verified=False,
+            )
+            themselves = Caller(user.id, user.name, user.role, Source.API, user.email)
+            tx.record(Event.by(themselves, "user.registered", data={"user_id": str(user.id)}))
+        return user
+
+    async def create(self, caller: Caller, new: NewUser) -> User:
+        """Open an account for somebody else, whose address the administrator vouches for."""
+        caller.require(Role.ADMIN, "open accounts for others")
+        hashed = None
+        if new.password is not None:
+            hashed = await self._hash(new.password, new.email, new.name)
+        async with self._db.transaction() as tx:
+            user = await users.create(
+                tx.conn,
+                id=new_id(),
+                email=new.email,
+                name=new.name,
+                role=new.role,
+                department=new.department,
+                password_hash=hashed,
+                is_verified=True,
+            )
+            about = {"user_id": str(user.id), "name": user.name, "role": user.role}
+            tx.record(Event.by(caller, "user.created", data=about))
+        return user
+
+    async def list(
+        self, caller: Caller, *, role: Role | None, q: str | None, window: Window
+    ) -> Page[User]:
+        """Return one page of the people whose name or address contains the words."""
+        caller.require(Role.ADMIN, "list people")
+        async with self._db.connection() as conn:
+            page = await users.list_page(conn, role=role, q=q, window=window)
+            total = await users.count(conn, role=role, q=q) if window.count else None
+        return replace(page, total=total)
+
+    async def assignees(self, window: Window) -> Page[Assignee]:
+        """Return one page of the active agents, managers and administrators."""
+        async with self._db.connection() as conn:
+            page = await users.assignees_page(conn, window)
+            total = await users.count_assignees(conn) if window.count else None
+        return replace(page, total=total)
+
+    async def get(self, caller: Caller, ref: str | UUID) -> User:
+        """Return a person, to themselves and to administrators."""
+        user_id = _subject(caller, ref, "see other people's accounts")
+        async with self._db.connection() as conn:
+            return await users.get(conn, user_id)
+
+    async def find(self, email: str) -> User:
+        """Return whoever has this address, in any case."""
+        async with self._db.connection() as conn:
+            account = await users.account_of(conn, email)
+        if account is None:
+            raise NotFound.of("user")
+        return account.user
+
+    async def update(self, caller: Caller, ref: str | UUID, wanted: Mapping[str, Any]) -> User:
+        """Change some fields of a person; what is the same already changes nothing."""
+        user_id = _subject(caller, ref, "change other people's accounts")
+        _require_allowed(caller, wanted)
+        columns = {name: wanted[name] for name in _FIELDS - {"password", "current_password"}
+                   if name in wanted}  # fmt: skip
+        proved = await self._new_hash(caller, user_id, wanted)
+        async with self._db.transaction() as tx:
+            if user_id != caller.user_id or columns.keys() & {"role", "is_active"}:
+                await _require_another_admin(tx, caller, user_id, columns)
+            before = await users.account(tx.conn, user_id, lock=True)
+            changed = {n: v for n, v in columns.items() if getattr(before.user, n) != v}
+            if proved is not None:
+                if before.password_hash != proved.old:
+                    raise Conflict("The password was changed meanwhile.")
+                changed["password_hash"] = proved.new
+            if not changed:
+                return before.user
+            ends = proved is not None or changed.get("is_active") is False
+            after = await users.update(tx.conn, user_id, changed, void_proofs=ends)
+            if ends:
+                keep = caller.session_id if caller.user_id == user_id else None
+                await self._sessions.end_all(tx, user_id, keep=keep if after.is_active else None)
+            self._sessions.refresh_state(tx, user_id)
+            tx.record(_updated(caller, before.user, after, changed))
+        return after
+
+    async def delete(self, caller: Caller, ref: str | UUID) -> None:
+        """Close an account for good: nobody signs in by it, and history keeps the name."""
+        caller.require(Role.ADMIN, "delete accounts")
+        user_id = _subject(caller, ref, "delete accounts")
+        async with self._db.transaction() as tx:
+            await _require_another_admin(tx, caller, user_id, {"is_active": False})
+            await users.hold_assigned(tx.conn, user_id)
+            user = await users.hold(tx.conn, user_id)
+            if user_id == caller.user_id:
+                raise Conflict("Nobody can delete their own account.", code="E_USER_SELF")
+            about = {"user_id": str(user.id), "name": user.name, "role": user.role}
+            deleted = Event.by(caller, "user.deleted", data=about)
+            because = replace(caller, cause_id=deleted.id)
+            tx.record(deleted, *await users.unassign_everywhere(tx.conn, because, user_id))
+            await users.delete(tx.conn, user_id)
+            self._sessions.refresh_state(tx, user_id)
+
+    async def _hash(self, password: str, *context: str) -> str:
+        problems = self._passwords.check_acceptable(password, context=context)
+        if problems:
+            fields = [{"path": "password", "problem": problem} for problem in problems]
+            raise Invalid(f"The password {problems[0]}.", details={"fields": fields})
+        return await self._passwords.hash(password)
+
+    async def _new_hash(
+        self, caller: Caller, user_id: UUID, wanted: Mapping[str, Any]
+    ) -> "_NewHash | None":
+        """Hash the wanted password, outside of any transaction, once the old one was proved."""
+        password, current = wanted.get("password"), wanted.get("current_password")
+        if password is None:
+            if current is not None:
+                raise Invalid.field("current_password", "is only needed to change the password")
+            return None
+        async with self._db.connection() as conn:
+            account = await users.account(conn, user_id)
+        if caller.user_id == user_id:
+            if current is None:
+                raise Invalid.field("current_password", "is required to change the password")
+            if not await self._passwords.verify(current, account.password_hash):
+                raise Invalid.field("current_password", "is not the current password")
+        context = (account.user.email, account.user.name, wanted.get("name", ""))
+        return _NewHash(account.password_hash, await self._hash(password, *context))
+
+
+@dataclass(frozen=True, slots=True)
+class _NewHash:
+    """What to store, and what must still be stored until then."""
+
+    old: str | None = field(repr=False)
+    new: str = field(repr=False)
+
+
+def _subject(caller: Caller, ref: str | UUID, doing: str) -> UUID:
+    """Return whom a path speaks of; to others than administrators only they themselves exist."""
+    try:
+        user_id = ref if isinstance(ref, UUID) else UUID(ref)
+    except ValueError:
+        user_id = None
+    if user_id is None or user_id != caller.user_id:
+        caller.require(Role.ADMIN, doing)
+    if user_id is None:
+        raise NotFound.of("user")
+    return user_id
+
+
+def _require_allowed(caller: Caller, wanted: Mapping[str, Any]) -> None:
+    for name in wanted:
+        if name not in _FIELDS:
+            raise Invalid.field(name, "is not known here")
+        if name not in _OWN_FIELDS and not caller.has(Role.ADMIN):
+            raise Forbidden(f"Only administrators may set {name}.", details={"field": name})
+
+
+async def _require_another_admin(
+    tx: Transaction, caller: Caller, user_id: UUID, wanted: Mapping[str, Any]
+) -> None:
+    """Hold all administrators, and raise Conflict if this change takes the last one away."""
+    admins = await users.hold_admins(tx.conn)
+    if caller.user_id is not None and caller.user_id not in admins:
+        # Demoted or switched off a moment ago, by somebody who was faster.
+        raise Forbidden("Only administrators may do this.")
+    stays = wanted.get("role", Role.ADMIN) is Role.ADMIN and wanted.get("is_active", True)
+    if not stays and admins == {user_id}:
+        raise Conflict(
+            "This is the last active administrator: make somebody else one first.",
+            code="E_USER_LAST_ADMIN",
+        )
+
+
+def _updated(caller: Caller, before: User, after: User, changed: Mapping[str, Any]) -> Event:
+    changes = tuple(
+        Change(name, getattr(before, name), getattr(after, name))
+        for name in _TOLD
+        if name in changed
+    )
+    fields = sorted("password" if name == "password_hash" else name for name in changed)
+    about = {"user_id": str(after.id), "fields": fields}
+    return Event.by(caller, "user.updated", changes=changes, data=about)

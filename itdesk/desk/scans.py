@@ -1,0 +1,364 @@
+"""What makes a file CLEAN, and why that can be believed.
+
+A file's quarantined bytes are copied once into a private spool file, hashed on the way. The
+archive walk and every engine look at that copy; when all of them call it clean the same copy,
+hashed again, becomes the clean object that downloads are served from. The verdict is written
+under the epoch of the claim: a scanner that was overtaken writes nothing and removes its object.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from itdesk import archives
+from itdesk.config import Scanner as ScannerSettings
+from itdesk.desk.attachments import quarantine_key
+from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable
+from itdesk.hookspecs import ScanEngine, Storage, Verdict
+from itdesk.model import SYSTEM, Caller, Event, ScanReason, ScanStatus
+from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
+from itdesk.runtime.metrics import Metrics
+from itdesk.store import attachments, tickets
+from itdesk.store.attachments import Claim
+from itdesk.store.db import Database
+
+log = get_logger("scanner")
+
+_CHUNK = 1 << 20
+
+
+class ClaimLost(Exception):
+    """Another scanner has the file now: stop, and write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one scan came to; without a status the file waits for another scan."""
+
+    status: ScanStatus | None
+    engine: str = ""
+    reason: ScanReason | None = None
+    signature: str | None = None
+    sha256: str | None = None
+    clean_key: str | None = None
+    attempt: bool = True
+
+
+@dataclass(slots=True)
+class _Trust:
+    """Whether the engines may be believed now, and if not, why."""
+
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    proved: bool = False
+    reachable: bool = True
+    tried_at: float = float("-inf")
+
+
+class Scans:
+    """Claims files, has them scanned, and writes the verdicts."""
+
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        engines: Mapping[str, ScanEngine],
+        *,
+        settings: ScannerSettings,
+        spool: Path,
+        limits: archives.Limits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._engines = dict(engines)
+        self._settings = settings
+        self._spool = spool
+        self._limits = limits
+        self._clock = clock
+        self._trust = _Trust()
+        self._backlog = metrics.gauge("itdesk_scan_backlog", "Uploaded files that wait for a scan.")
+        self._verdicts = metrics.counter(
+            "itdesk_scan_verdicts_total", "Verdicts written, by what they say.", ["verdict"]
+        )
+        self._stale = metrics.counter(
+            "itdesk_scan_stale_verdicts_total", "Verdicts refused because the claim was lost."
+        )
+        self._seconds = metrics.histogram(
+            "itdesk_scan_seconds", "How long a scan takes, from claim to verdict."
+        )
+
+    @property
+    def problems(self) -> dict[str, list[str]]:
+        """Return, by engine, why nothing can be found clean now; empty when all is well."""
+        return dict(self._trust.problems)
+
+    async def trusted(self) -> bool:
+        """Return whether every engine passed its probe; probe again when one had not.
+
+        An engine that cannot be reached is asked again at every call, one with weak settings
+        once in a while, because its probe is costly.
+        """
+        trust, now = self._trust, self._clock.monotonic()
+        if trust.proved:
+            return True
+        if trust.reachable and now - trust.tried_at < self._settings.retry_seconds:
+            return False
+        trust.tried_at, trust.reachable, trust.problems = now, True, {}
+        if not self._engines:
+            trust.problems["scanner"] = ["no virus scan engine is configured"]
+        for name, engine in self._engines.items():
+            try:
+                weak = await engine.probe()
+            except Unavailable as exc:
+                trust.reachable, weak = False, [exc.message]
+            if weak:
+                trust.problems[name] = weak
+        trust.proved = not trust.problems
+        if trust.proved:
+            log.info("engines trusted", engines=sorted(self._engines))
+        else:
+            log.warning("nothing can be found clean", problems=trust.problems)
+            async with self._db.connection() as conn:
+                await attachments.note_engine_down(conn)
+        return trust.proved
+
+    async def claim(self, limit: int) -> list[Claim]:
+        """Take up to so many files that wait for a scan."""
+        async with self._db.transaction() as tx:
+            return await attachments.claim(
+                tx.conn,
+                limit=limit,
+                lease_seconds=self._settings.lease_seconds,
+                grace_seconds=self._settings.upload_grace_seconds,
+                reserved=self._storage.takes_uploads,
+            )
+
+    async def count_backlog(self) -> None:
+        """Bring the backlog metric up to date."""
+        async with self._db.connection() as conn:
+            self._backlog.set(await attachments.backlog(conn))
+
+    async def scan(self, held: Claim) -> Outcome:
+        """Scan one claimed file and write what came of it, unless the claim is lost meanwhile."""
+        started = self._clock.monotonic()
+        outcome = Outcome(None, attempt=False)
+        lost = False
+        try:
+            async with self._renewed(held):
+                outcome = await self._examine(held)
+                await self._write(held, outcome)
+        except* ClaimLost:
+            lost = True
+        if lost:
+            self._stale.inc()
+            log.warning("scan overtaken", attachment=held.id, epoch=held.epoch)
+            if outcome.clean_key is not None:
+                await self._storage.delete(outcome.clean_key)
+            return Outcome(None, attempt=False)
+        self._seconds.observe(self._clock.monotonic() - started)
+        log.info(
+            "attachment scanned",
+            attachment=held.id,
+            ticket=held.ticket_id,
+            result=outcome.status or "PENDING",
+            reason=outcome.reason,
+            engine=outcome.engine,
+            signature=outcome.signature,
+        )
+        return outcome
+
+    async def release(self, held: Claim) -> None:
+        """Give a claim back unscanned."""
+        async with self._db.connection() as conn:
+            await attachments.release(conn, [held])
+
+    @asynccontextmanager
+    async def _renewed(self, held: Claim) -> AsyncIterator[None]:
+        """Keep the lease alive while the body runs; raise ClaimLost when it was taken over."""
+
+        async def renew() -> None:
+            while True:
+                await self._clock.sleep(self._settings.lease_seconds / 3)
+                async with self._db.connection() as conn:
+                    lease = self._settings.lease_seconds
+                    if not await attachments.renew(conn, held, lease_seconds=lease):
+                        raise ClaimLost
+
+        async with asyncio.TaskGroup() as group:
+            keeper = group.create_task(renew())
+            try:
+                yield
+            finally:
+                keeper.cancel()
+
+    async def _examine(self, held: Claim) -> Outcome:
+        """Find out what a file is, without writing anything but a candidate for the clean area."""
+        if not held.uploaded and not await self._has_arrived(held):
+            if held.overdue:
+                return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
+            return Outcome(None, attempt=False)
+        with tempfile.NamedTemporaryFile(dir=self._spool, prefix="scan-") as spooled:
+            path = Path(spooled.name)
+            try:
+                size, sha256 = await self._download(held, path)
+            except NotFound:
+                return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
+            except TooLarge:
+                return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
+            except Unavailable:
+                return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+            except (OSError, StorageFull) as exc:
+                log.error("spool unusable", path=str(self._spool), problem=str(exc))
+                return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+            if size != held.size or held.sha256 not in (None, sha256):
+                return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
+            outcome = await self._judge(held, path, size)
+            if outcome.status is not ScanStatus.CLEAN:
+                return outcome
+            return await self._keep(held, path, size, sha256, outcome)
+
+    async def _has_arrived(self, held: Claim) -> bool:
+        """Return whether a client uploaded a reserved file by itself; journal it if so."""
+        stored = await self._storage.stat(quarantine_key(held.object_key))
+        if stored is None:
+            return False
+        async with self._db.transaction() as tx:
+            await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
+            if await attachments.note_arrival(tx.conn, held):
+                version = await tickets.touch(tx.conn, held.ticket_id)
+                actor = await attachments.uploader(tx.conn, held.id)
+                tx.record(_event(actor, "attachment.added", held, version, held.original_filename))
+        return True
+
+    async def _download(self, held: Claim, path: Path) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+
+        def take(chunk: bytes) -> None:
+            digest.update(chunk)
+            target.write(chunk)
+
+        with path.open("wb", buffering=0) as target:
+            async for chunk in self._storage.read(quarantine_key(held.object_key)):
+                size += len(chunk)
+                if size > held.size:
+                    raise TooLarge("The stored file is larger than it was declared.")
+                await asyncio.to_thread(take, chunk)
+        return size, digest.hexdigest()
+
+    async def _judge(self, held: Claim, path: Path, size: int) -> Outcome:
+        """Ask the archive walk and every engine; CLEAN needs the word of all of them."""
+        seconds = self._settings.timeout_seconds + size / (4 << 20)
+        finding = await asyncio.to_thread(archives.walk, path, self._limits, seconds=seconds)
+        if finding is not None:
+            return Outcome(ScanStatus.FAILED, engine="archive walk", reason=finding.reason)
+        async with asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(self._ask(engine, path, size, seconds))
+                for engine in self._engines.values()
+            ]
+        verdicts = [verdict for task in asked if (verdict := task.result()) is not None]
+        if len(verdicts) < len(asked):
+            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+        return self._combine(held, verdicts)
+
+    async def _ask(
+        self, engine: ScanEngine, path: Path, size: int, seconds: float
+    ) -> Verdict | None:
+        """Return one engine's word, or None when it is out; then it must prove itself again."""
+        try:
+            return await engine.scan(path, size=size, timeout=seconds)
+        except Unavailable as exc:
+            self._trust.proved, self._trust.reachable = False, False
+            self._trust.problems = {engine.name: [exc.message]}
+            return None
+
+    def _combine(self, held: Claim, verdicts: list[Verdict]) -> Outcome:
+        engine = ", ".join(verdict.engine for verdict in verdicts)
+        for verdict in verdicts:
+            if verdict.clean is False:
+                return Outcome(ScanStatus.INFECTED, verdict.engine, signature=verdict.signature)
+        for verdict in verdicts:
+            if verdict.clean is None:
+                log.info("file not scanned", attachment=held.id, detail=verdict.detail)
+                last = held.attempts + 1 >= self._settings.max_attempts
+                if verdict.retry and not last:
+                    return Outcome(None, verdict.engine, reason=verdict.reason)
+                return Outcome(ScanStatus.FAILED, verdict.engine, reason=verdict.reason)
+        if not verdicts:
+            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+        return Outcome(ScanStatus.CLEAN, engine)
+
+    async def _keep(
+        self, held: Claim, path: Path, size: int, sha256: str, outcome: Outcome
+    ) -> Outcome:
+        """Store the scanned copy as the clean object, and believe only an identical one."""
+        key = f"clean/{held.object_key}.{held.epoch}"
+        try:
+            stored = await self._storage.write(key, _chunks(path), limit=size)
+        except (Unavailable, StorageFull) as exc:
+            log.warning("clean area unusable", attachment=held.id, problem=exc.message)
+            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+        if stored.size != size or stored.sha256 != sha256:
+            await self._storage.delete(key)
+            return Outcome(None, outcome.engine, reason=ScanReason.CHANGED)
+        return Outcome(ScanStatus.CLEAN, outcome.engine, sha256=sha256, clean_key=key)
+
+    async def _write(self, held: Claim, outcome: Outcome) -> None:
+        """Write the outcome under the claim's epoch; ClaimLost when somebody else has the file."""
+        async with self._db.transaction() as tx:
+            if outcome.status is None:
+                kept = await attachments.put_back(
+                    tx.conn,
+                    held,
+                    reason=outcome.reason,
+                    seconds=(
+                        self._settings.poll_seconds
+                        if outcome.reason is None
+                        else self._settings.retry_seconds
+                    ),
+                    attempt=outcome.attempt,
+                )
+                if not kept:
+                    raise ClaimLost
+                return
+            await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
+            written = await attachments.conclude(
+                tx.conn,
+                held,
+                status=outcome.status,
+                reason=outcome.reason,
+                engine=outcome.engine,
+                signature=outcome.signature,
+                sha256=outcome.sha256,
+                clean_key=outcome.clean_key,
+            )
+            if not written:
+                raise ClaimLost
+            version = await tickets.touch(tx.conn, held.ticket_id)
+            tx.record(_event(SYSTEM, "attachment.scanned", held, version, outcome.status))
+        self._verdicts.labels(outcome.status).inc()
+        if outcome.status is ScanStatus.CLEAN:
+            await self._storage.delete(quarantine_key(held.object_key))
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb", buffering=0) as source:
+        while chunk := await asyncio.to_thread(os.read, source.fileno(), _CHUNK):
+            yield chunk
+
+
+def _event(actor: Caller, type: str, held: Claim, version: int, new: str) -> Event:
+    return Event.by(
+        actor,
+        type,
+        ticket_id=held.ticket_id,
+        ticket_version=version,
+        data={"attachment_id": str(held.id), "new": new, "size": held.size},
+    )

@@ -1,0 +1,364 @@
+"""Tickets: who may change what, which way a ticket may go, and what the journal says of it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
+from typing import Any, Protocol
+from uuid import UUID
+
+from itdesk.errors import BadRequest, Forbidden, Invalid, NotFound, PreconditionFailed
+from itdesk.model import (
+    TRANSITIONS,
+    Caller,
+    Category,
+    Change,
+    Comment,
+    Event,
+    HistoryEntry,
+    Priority,
+    Role,
+    Source,
+    Status,
+    Ticket,
+    new_id,
+)
+from itdesk.store import attachments, comments, events, tickets
+from itdesk.store.db import Database, Transaction
+from itdesk.store.paging import Page, Window
+
+# What a user may change on a ticket of their own; everything else is for agents.
+_USERS_FIELDS = frozenset({"title", "description", "tags", "status"})
+_USERS_MOVES = frozenset({Status.OPEN, Status.CLOSED})
+
+
+@dataclass(frozen=True, slots=True)
+class NewTicket:
+    """What somebody asks for when opening a ticket."""
+
+    title: str
+    description: str = ""
+    priority: Priority = Priority.MEDIUM
+    category: Category | None = None
+    department: str | None = None
+    project: str | None = None
+    tags: Sequence[str] = ()
+    assignee_ids: Sequence[UUID] = ()
+
+
+class Auditor(Protocol):
+    """Whoever may object to a change: the plugins."""
+
+    async def validate_ticket(
+        self, caller: Caller, before: Ticket | None, after: Ticket
+    ) -> list[str]:
+        """Return the problems that forbid this change."""
+
+
+class Tickets:
+    """Opening, reading, changing and discussing tickets, on behalf of a caller."""
+
+    def __init__(
+        self,
+        db: Database,
+        auditor: Auditor,
+        *,
+        default_project: str,
+        forget_files: Callable[[Sequence[tuple[str, str | None]]], Awaitable[None]],
+    ) -> None:
+        self._db = db
+        self._auditor = auditor
+        self._default_project = default_project
+        self._forget_files = forget_files
+
+    async def create(self, caller: Caller, new: NewTicket) -> Ticket:
+        """Open a ticket reported by the caller."""
+        if new.assignee_ids:
+            _require_agent(caller, "assignee_ids")
+        project = new.project or self._default_project
+        async with self._db.transaction() as tx:
+            await _require_assignable(tx, new.assignee_ids)
+            ticket = await tickets.create(
+                tx.conn,
+                id=new_id(),
+                project=project,
+                title=new.title,
+                description=new.description,
+                priority=new.priority,
+                category=new.category,
+                department=new.department,
+                tags=new.tags,
+                reporter_id=caller.user_id,
+                reporter_name=caller.name,
+                assignee_ids=list(dict.fromkeys(new.assignee_ids)),
+            )
+            if ticket is None:
+                raise _no_project(project)
+            await self._audit(caller, None, ticket)
+            tx.record(_event(caller, "ticket.created", ticket, data=_opening(ticket)))
+        return ticket
+
+    async def get(self, caller: Caller, ref: str) -> Ticket:
+        """Return the ticket named by id, key or number, if the caller may see it."""
+        async with self._db.connection() as conn:
+            return await tickets.find(conn, ref, scope=caller.scope)
+
+    async def get_by_key(self, caller: Caller, key: str) -> Ticket:
+        """Return the ticket with this key, if the caller may see it."""
+        if "-" not in key or key.count("-") > 1:
+            raise NotFound.of("ticket")
+        return await self.get(caller, key)
+
+    async def list(
+        self,
+        caller: Caller,
+        wanted: tickets.Filter,
+        *,
+        sort: str,
+        window: Window,
+    ) -> Page[Ticket]:
+        """Return one page of the tickets that the caller may see."""
+        async with self._db.connection() as conn:
+            scope = caller.scope
+            page = await tickets.list_page(conn, wanted, scope=scope, sort=sort, window=window)
+            total = await tickets.count(conn, wanted, scope=scope) if window.count else None
+        return replace(page, total=total)
+
+    async def update(
+        self,
+        caller: Caller,
+        ref: str,
+        wanted: Mapping[str, Any],
+        *,
+        if_match: str | None = None,
+        force: bool = False,
+    ) -> Ticket:
+        """Change some fields of a ticket; what is the same already changes nothing.
+
+        `force` lets an administrator move a ticket along a way that the lifecycle does not have.
+        """
+        if force:
+            caller.require(Role.ADMIN, "force a status")
+        async with self._db.transaction() as tx:
+            before = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
+            require_version(before, if_match)
+            _require_allowed(caller, before, wanted)
+            changes = _differences(before, wanted)
+            if not changes:
+                return before
+            if "status" in changes and not force:
+                _require_transition(before.status, changes["status"])
+            after = await self._apply(tx, caller, before, changes)
+            await self._audit(caller, before, after)
+            tx.record(_event(caller, "ticket.updated", after, changes=_changes(before, after)))
+        return after
+
+    async def delete(self, caller: Caller, ref: str) -> None:
+        """Remove a ticket with its comments, files and history; the audit log keeps that it was."""
+        async with self._db.transaction() as tx:
+            ticket = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
+            files = await attachments.keys_of_ticket(tx.conn, ticket.id)
+            await tickets.delete(tx.conn, ticket.id)
+            await events.erase_ticket(tx.conn, ticket.id)
+            tx.record(
+                Event.by(
+                    caller,
+                    "ticket.deleted",
+                    ticket_id=ticket.id,
+                    ticket_version=ticket.version + 1,
+                    data={"key": ticket.key, "title": ticket.title},
+                )
+            )
+        await self._forget_files(files)
+
+    async def history(self, caller: Caller, ref: str, window: Window) -> Page[HistoryEntry]:
+        """Return one page of what happened to a ticket, oldest first."""
+        internal = caller.has(Role.AGENT)
+        async with self._db.connection() as conn:
+            ticket = await tickets.find(conn, ref, scope=caller.scope)
+            page = await events.history_page(conn, ticket.id, window, internal=internal)
+            total = (
+                await events.count_history(conn, ticket.id, internal=internal)
+                if window.count
+                else None
+            )
+        return replace(page, total=total)
+
+    async def comment(
+        self, caller: Caller, ref: str, body: str, *, internal: bool = False
+    ) -> Comment:
+        """Say something on a ticket; only agents and above may say it internally."""
+        if internal:
+            _require_agent(caller, "internal")
+        async with self._db.transaction() as tx:
+            ticket = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
+            said = await comments.add(
+                tx.conn,
+                id=new_id(),
+                ticket_id=ticket.id,
+                user_id=caller.user_id,
+                author_name=caller.name,
+                body=body,
+                internal=internal,
+            )
+            version = await tickets.touch(
+                tx.conn, ticket.id, first_action=not internal and _is_action(caller, ticket)
+            )
+            tx.record(
+                Event.by(
+                    caller,
+                    "comment.added",
+                    ticket_id=ticket.id,
+                    ticket_version=version,
+                    data={"comment_id": str(said.id), "internal": internal, "new": body[:200]},
+                )
+            )
+        return said
+
+    async def comments(self, caller: Caller, ref: str, window: Window) -> Page[Comment]:
+        """Return one page of a ticket's comments, oldest first, as far as the caller may read."""
+        internal = caller.has(Role.AGENT)
+        async with self._db.connection() as conn:
+            ticket = await tickets.find(conn, ref, scope=caller.scope)
+            page = await comments.list_page(conn, ticket.id, window, internal=internal)
+            total = (
+                await comments.count(conn, ticket.id, internal=internal) if window.count else None
+            )
+        return replace(page, total=total)
+
+    async def _apply(
+        self, tx: Transaction, caller: Caller, before: Ticket, changes: Mapping[str, Any]
+    ) -> Ticket:
+        columns = dict(changes)
+        if "assignee_ids" in columns:
+            people = columns.pop("assignee_ids")
+            added = [person for person in people if person not in before.assignee_ids]
+            await _require_assignable(tx, added)
+            await tickets.assign(tx.conn, before.id, people)
+        if "project" in columns:
+            project = columns.pop("project")
+            taken = await tickets.take_number(tx.conn, project)
+            if taken is None:
+                raise _no_project(project)
+            columns["project_id"], columns["key"] = taken
+        return await tickets.update(
+            tx.conn, before.id, columns, first_action=_is_action(caller, before)
+        )
+
+    async def _audit(self, caller: Caller, before: Ticket | None, after: Ticket) -> None:
+        problems = await self._auditor.validate_ticket(caller, before, after)
+        if problems:
+            raise Invalid(
+                "The change is not accepted here: " + "; ".join(problems),
+                code="E_TICKET_REFUSED",
+                details={"fields": [{"path": "", "problem": problem} for problem in problems]},
+            )
+
+
+def require_version(ticket: Ticket, if_match: str | None) -> None:
+    """Raise PreconditionFailed unless the If-Match header names this version (RFC 9110 13.1.1)."""
+    if if_match is None:
+        return
+    tags = [tag.strip() for tag in if_match.split(",")]
+    if "*" not in tags and f'"{ticket.version}"' not in tags:
+        raise PreconditionFailed(
+            "Somebody changed the ticket meanwhile. Compare with `current` and try again.",
+            code="E_TICKET_VERSION_MISMATCH",
+            details={"current": ticket},
+        )
+
+
+def _require_agent(caller: Caller, field: str) -> None:
+    if not caller.has(Role.AGENT):
+        raise Forbidden(f"Only agents and above may set {field}.", details={"field": field})
+
+
+def _require_allowed(caller: Caller, ticket: Ticket, wanted: Mapping[str, Any]) -> None:
+    """Refuse fields that are not this role's to set, and a user's move other than close, reopen."""
+    if caller.has(Role.AGENT):
+        return
+    for field in wanted:
+        if field not in _USERS_FIELDS:
+            _require_agent(caller, field)
+    status = wanted.get("status", ticket.status)
+    if status != ticket.status and status not in _USERS_MOVES:
+        _require_agent(caller, "status")
+
+
+async def _require_assignable(tx: Transaction, people: Sequence[UUID]) -> None:
+    if not people:
+        return
+    known = await tickets.assignable(tx.conn, people)
+    unknown = [str(person) for person in people if person not in known]
+    if unknown:
+        raise BadRequest(
+            "These people cannot be given tickets; GET /api/v1/assignees lists who can.",
+            code="E_TICKET_INVALID_ASSIGNEE",
+            details={"assignee_ids": unknown},
+        )
+
+
+def _require_transition(now: Status, wanted: Status) -> None:
+    if wanted not in TRANSITIONS[now]:
+        allowed = ", ".join(TRANSITIONS[now])
+        raise BadRequest(
+            f"A ticket that is {now} cannot become {wanted}; it can become {allowed}.",
+            code="E_TICKET_INVALID_STATUS_TRANSITION",
+            details={"from": now, "to": wanted, "allowed": list(TRANSITIONS[now])},
+        )
+
+
+def _no_project(key: str) -> BadRequest:
+    return BadRequest(
+        f"There is no project {key} that numbers its own tickets; GET /api/v1/projects lists them.",
+        code="E_TICKET_INVALID_PROJECT",
+        details={"project": key},
+    )
+
+
+def _is_action(caller: Caller, ticket: Ticket) -> bool:
+    """Return whether this is somebody of the desk acting for somebody else."""
+    return (
+        caller.source is Source.API
+        and caller.has(Role.AGENT)
+        and caller.user_id != ticket.reporter_id
+    )
+
+
+def _differences(before: Ticket, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that would really change."""
+    return {name: value for name, value in wanted.items() if getattr(before, name) != value}
+
+
+# The fields of a ticket that history tells of, in the order of the ticket.
+_TOLD = tuple(
+    field.name
+    for field in dataclass_fields(Ticket)
+    if field.name
+    in {
+        "key", "project", "title", "description", "status", "priority", "category", "department",
+        "tags", "assignee_ids", "resolution",
+    }
+)  # fmt: skip
+
+
+def _changes(before: Ticket, after: Ticket) -> tuple[Change, ...]:
+    return tuple(
+        Change(name, _plain(getattr(before, name)), _plain(getattr(after, name)))
+        for name in _TOLD
+        if getattr(before, name) != getattr(after, name)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return [str(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _opening(ticket: Ticket) -> dict[str, Any]:
+    return {"key": ticket.key, "new": ticket.status, **{
+        name: _plain(getattr(ticket, name))
+        for name in ("title", "priority", "category", "department", "tags", "assignee_ids")
+    }}  # fmt: skip
+
+
+def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
+    return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)

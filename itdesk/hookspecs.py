@@ -1,0 +1,192 @@
+"""The plugin contract: everything a plugin can be asked for, and what it is given.
+
+A plugin is a class built as `Plugin(settings)`. It has a `name`, `itdesk_api = 1` and a pydantic
+model `Settings` for its section `[plugins.<name>]`. An entry point of the group `itdesk`, or a
+drop-in file, names it `Plugin` in its module. It marks its methods with `hookimpl`; each of them
+may be `def` or `async def`, and may leave out arguments that it does not need:
+
+    from itdesk.hookspecs import hookimpl
+
+    class Plugin:
+        name, itdesk_api, Settings = "hello", 1, HelloSettings
+
+        def __init__(self, settings: HelloSettings) -> None: ...
+
+        @hookimpl
+        async def itdesk_event(self, desk, event): ...
+
+A hook that raises, returns something else than promised or exceeds its time (`timeout_seconds`,
+5) is logged and counted with the plugin's name and never reaches the desk or another plugin. When
+that happens at the start the plugin is out until the next one, and shown by /readyz. A section may
+say `required = true`: then the desk does not start without the plugin. A plain `def` runs on the
+event loop: what takes longer than a few milliseconds belongs into a thread.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import pluggy
+
+from itdesk.model import Caller, Event, ScanReason, Ticket
+
+if TYPE_CHECKING:
+    from itdesk.api.route import Route
+    from itdesk.desk import Desk
+    from itdesk.runtime.metrics import Metrics
+
+hookspec = pluggy.HookspecMarker("itdesk")
+hookimpl = pluggy.HookimplMarker("itdesk")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object that a storage holds: its size in bytes, and its sha256 when it was computed."""
+
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Presigned:
+    """A request that a client may make by itself until it expires."""
+
+    url: str
+    method: str
+    headers: Mapping[str, str]
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Where attachments' bytes live; keys are opaque and made by the desk.
+
+    Every method raises `itdesk.errors.Unavailable` when the storage is out for now and
+    `itdesk.errors.StorageFull` when it has no room, and `itdesk.errors.BadRequest` when a key is
+    none. A write is whole or nothing.
+    """
+
+    name: str
+    takes_uploads: bool
+    """Whether clients upload to presigned addresses of its own, unseen by the desk."""
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes], *, limit: int) -> Stored:
+        """Store an object under a key, replacing an older one; TooLarge past `limit` bytes."""
+
+    def read(self, key: str) -> AsyncIterator[bytes]:
+        """Yield an object's bytes in chunks of at most 1 MiB; NotFound when there is none."""
+
+    async def stat(self, key: str) -> Stored | None:
+        """Return what is stored under a key, or None."""
+
+    async def delete(self, key: str) -> None:
+        """Forget an object; a missing one is no error."""
+
+    def presign_put(self, key: str, *, size: int, mime: str, expires_in: int) -> Presigned | None:
+        """Return an upload request signed by the storage, or None: the desk then takes it."""
+
+    def presign_get(
+        self, key: str, *, filename: str, mime: str, expires_in: int
+    ) -> Presigned | None:
+        """Return a download request signed by the storage, or None: the desk then serves it."""
+
+    async def check(self) -> None:
+        """Write, read and delete a probe; raise a DeskError that says what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one engine says of one file.
+
+    `clean` and `signature` are None when the file was not scanned; then `reason` says why and
+    `retry` whether a later try may succeed. `engine` names the engine and its signature version.
+    """
+
+    engine: str
+    clean: bool | None
+    signature: str | None = None
+    reason: ScanReason | None = None
+    retry: bool = False
+    detail: str = ""
+
+
+@runtime_checkable
+class ScanEngine(Protocol):
+    """A virus scanner; it is only believed after its start-up probe passed."""
+
+    name: str
+    max_file_size: int | None
+    unpacks: bool
+    """Whether it looks into archives of every usual kind by itself."""
+
+    async def scan(self, path: Path, *, size: int, timeout: float) -> Verdict:
+        """Scan a private local file that does not change meanwhile; never raises for its content.
+
+        Raises `itdesk.errors.Unavailable` when the engine cannot be reached.
+        """
+
+    async def probe(self) -> list[str]:
+        """Try known samples; return what is weak about the engine's settings (empty: trusted).
+
+        Raises `itdesk.errors.Unavailable` when the engine cannot be reached.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How one part of the desk is: `ok`, and if not, why and what to do."""
+
+    ok: bool
+    reason: str = ""
+
+
+@hookspec
+def itdesk_lifespan(desk: "Desk") -> AbstractAsyncContextManager[None]:  # type: ignore[empty-body]
+    """Return a context that is entered before the daemon serves and left after it stopped.
+
+    Clients and sessions belong here. Plugins are left in the reverse order of entering.
+    """
+
+
+@hookspec
+def itdesk_storage(desk: "Desk") -> Storage | None:
+    """Return the storage for attachments that this plugin provides."""
+
+
+@hookspec
+def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
+    """Return the virus scanner that this plugin provides; all engines must agree on CLEAN."""
+
+
+@hookspec
+def itdesk_routes() -> Sequence["Route"]:  # type: ignore[empty-body]
+    """Return routes that the desk serves for this plugin, `/hello` as
+    /api/v1/plugins/<name>/hello."""
+
+
+@hookspec
+def itdesk_health() -> Health | None:
+    """Return how this plugin is; asked for /readyz, so answer from memory or within a second."""
+
+
+@hookspec
+def itdesk_metrics(metrics: "Metrics") -> None:
+    """Create this plugin's metrics, named itdesk_<plugin>_..., before the daemon serves."""
+
+
+@hookspec
+def itdesk_validate_ticket(
+    caller: Caller, before: Ticket | None, after: Ticket
+) -> Sequence[str] | None:
+    """Return problems that forbid this change (an auditor: it has no effects of its own)."""
+
+
+@hookspec
+def itdesk_event(desk: "Desk", event: Event) -> None:
+    """React to a committed change (a reactor: told once at most, after the commit)."""
+
+
+@hookspec
+def itdesk_cli() -> Sequence[Any] | None:
+    """Return click commands to add below `itdesk <plugin>`."""

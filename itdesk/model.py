@@ -1,0 +1,340 @@
+"""The vocabulary of the desk: tickets, people, files, events, and who is asking.
+
+Everything here is a plain frozen dataclass or enum without behaviour beyond its own rules; the
+same objects go to plugins and, encoded field by field, out as the JSON of the API.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from itdesk.errors import Forbidden
+
+
+def new_id() -> UUID:
+    """Return a new time-ordered id (UUIDv7, RFC 9562 section 5.7)."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+class Role(StrEnum):
+    """What a person may do; each role includes the ones before it."""
+
+    USER = "user"
+    AGENT = "agent"
+    MANAGER = "manager"
+    ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        """Return the place in the order user < agent < manager < admin."""
+        return _ROLE_RANK[self]
+
+
+_ROLE_RANK = {role: rank for rank, role in enumerate(Role)}
+
+
+class Status(StrEnum):
+    """Where a ticket is in its life."""
+
+    OPEN = "open"
+    TRIAGED = "triaged"
+    IN_PROGRESS = "in_progress"
+    BLOCKED = "blocked"
+    CLOSED = "closed"
+
+
+class Priority(StrEnum):
+    """How urgent a ticket is."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class Category(StrEnum):
+    """What a ticket is about."""
+
+    INFRASTRUCTURE = "infrastructure"
+    NETWORK = "network"
+    SECURITY = "security"
+    APPLICATION = "application"
+    SERVICE_REQUEST = "service_request"
+    HARDWARE = "hardware"
+    EMAIL = "email"
+    PROBLEM = "problem"
+
+
+class ScanStatus(StrEnum):
+    """What is known of an attachment's content; only CLEAN is ever served."""
+
+    PENDING = "PENDING"
+    CLEAN = "CLEAN"
+    INFECTED = "INFECTED"
+    FAILED = "FAILED"
+
+
+class ScanReason(StrEnum):
+    """Why an attachment waits or was not found clean."""
+
+    LIMITS = "limits"
+    ENCRYPTED = "encrypted"
+    TIMEOUT = "timeout"
+    ENGINE_DOWN = "engine_down"
+    MISSING = "missing"
+    CHANGED = "changed"
+    UNREADABLE = "unreadable"
+
+
+class Source(StrEnum):
+    """Where a change came from."""
+
+    API = "api"
+    WORKFLOW = "workflow"
+    JIRA = "jira"
+    MAIL = "mail"
+    CLI = "cli"
+    AI = "ai"
+    SYSTEM = "system"
+
+
+TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
+    Status.OPEN: (Status.TRIAGED, Status.IN_PROGRESS, Status.CLOSED),
+    Status.TRIAGED: (Status.OPEN, Status.IN_PROGRESS, Status.CLOSED),
+    Status.IN_PROGRESS: (Status.OPEN, Status.CLOSED, Status.BLOCKED),
+    Status.BLOCKED: (Status.IN_PROGRESS, Status.OPEN),
+    Status.CLOSED: (Status.OPEN, Status.IN_PROGRESS),
+}
+
+# Words that other desks use for ours; read on input, never written.
+ROLE_ALIASES: Mapping[str, Role] = {
+    "reporter": Role.USER,
+    "viewer": Role.USER,
+    "client": Role.USER,
+    "maintainer": Role.AGENT,
+    "support": Role.AGENT,
+}
+STATUS_ALIASES: Mapping[str, Status] = {
+    "done": Status.CLOSED,
+    "resolved": Status.CLOSED,
+    "pending": Status.BLOCKED,
+    "waiting": Status.BLOCKED,
+}
+PRIORITY_ALIASES: Mapping[str, Priority] = {"med": Priority.MEDIUM}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for something, and from where."""
+
+    user_id: UUID | None
+    name: str
+    role: Role
+    source: Source = Source.API
+    email: str = ""
+    session_id: UUID | None = None
+    request_id: str | None = None
+    cause_id: UUID | None = None
+
+    def has(self, role: Role) -> bool:
+        """Return whether the caller holds this role or a higher one."""
+        return self.role.rank >= role.rank
+
+    def require(self, role: Role, doing: str = "do this") -> None:
+        """Raise Forbidden unless the caller holds this role or a higher one."""
+        if not self.has(role):
+            raise Forbidden(f"Only {_HOLDERS[role]} may {doing}.")
+
+    @property
+    def scope(self) -> UUID | None:
+        """Return the user whose own tickets are all that this caller sees, or None for all."""
+        return None if self.has(Role.AGENT) else self.user_id
+
+
+_HOLDERS = {
+    Role.USER: "signed-in people",
+    Role.AGENT: "agents, managers and administrators",
+    Role.MANAGER: "managers and administrators",
+    Role.ADMIN: "administrators",
+}
+
+SYSTEM = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.SYSTEM)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person with an account."""
+
+    id: UUID
+    email: str
+    name: str
+    role: Role
+    department: str | None
+    avatar_url: str | None
+    is_active: bool
+    is_verified: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Assignee:
+    """A person who can be given tickets, and how many open ones they have."""
+
+    id: UUID
+    name: str
+    role: Role
+    department: str | None
+    open_tickets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A numbered series of tickets."""
+
+    id: UUID
+    key: str
+    name: str
+    description: str | None
+    source: Literal["local", "jira"]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The remote issue that a ticket mirrors; its next newer update wins over local edits."""
+
+    source: str
+    id: str
+    assignee: str | None
+    updated_at: datetime | None
+    last_synced_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request for help and what became of it."""
+
+    id: UUID
+    number: int
+    key: str
+    project_id: UUID
+    project: str
+    title: str
+    description: str
+    status: Status
+    priority: Priority
+    category: Category | None
+    department: str | None
+    tags: list[str]
+    reporter_id: UUID | None
+    reporter_name: str
+    assignee_id: UUID | None
+    assignee_ids: list[UUID]
+    resolution: str | None
+    predicted_priority: Priority | None
+    predicted_category: Category | None
+    external: External | None
+    first_action_at: datetime | None
+    closed_at: datetime | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """Something said on a ticket; an internal one is seen by agents and above only."""
+
+    id: UUID
+    ticket_id: UUID
+    user_id: UUID | None
+    author_name: str
+    body: str
+    internal: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file on a ticket and what the virus scan says of it."""
+
+    id: UUID
+    ticket_id: UUID
+    uploaded_by: UUID | None
+    original_filename: str
+    object_key: str
+    mime: str
+    size: int
+    sha256: str | None
+    scanned_status: ScanStatus
+    scan_reason: str | None
+    scan_engine: str | None
+    scan_signature: str | None
+    scanned_at: datetime | None
+    uploaded_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field of a ticket before and after."""
+
+    field: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the journal: who did what to which ticket, and why."""
+
+    type: str
+    actor_id: UUID | None
+    actor_name: str
+    source: Source
+    ticket_id: UUID | None = None
+    ticket_version: int | None = None
+    changes: tuple[Change, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    cause_id: UUID | None = None
+    id: UUID = field(default_factory=new_id)
+
+    @classmethod
+    def by(cls, caller: Caller, type: str, **fields: Any) -> "Event":
+        """Return an event that this caller causes."""
+        return cls(
+            type=type,
+            actor_id=caller.user_id,
+            actor_name=caller.name,
+            source=caller.source,
+            request_id=caller.request_id,
+            cause_id=caller.cause_id,
+            **fields,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One line of a ticket's history."""
+
+    id: str
+    ticket_id: UUID
+    user_id: UUID | None
+    user_name: str
+    action: str
+    old_value: str | None
+    new_value: str | None
+    created_at: datetime

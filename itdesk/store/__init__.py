@@ -1,0 +1,1 @@
+"""SQL only: one module a noun, one function a statement."""

@@ -1,0 +1,306 @@
+"""The database: a fair pool of bounded connections, and the one way to change anything.
+
+Hides how connections are kept and how PostgreSQL's failures are told apart: an outage is
+`Unavailable`, a lost race is `Contention`, and neither ever lasts longer than its deadline.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from itdesk.errors import StorageFull, Unavailable
+from itdesk.model import Event
+from itdesk.runtime import failpoints
+from itdesk.runtime.log import get_logger
+from itdesk.store import events as journal
+
+Connection = asyncpg.Connection
+Listener = Callable[[Sequence[Event]], None]
+
+log = get_logger("database")
+
+
+class Contention(Unavailable):
+    """Another transaction was in the way three times: try again."""
+
+    default_code = "E_DATABASE_BUSY"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections, and how many seconds each step may take."""
+
+    connections: int = 8
+    connect_seconds: float = 2.0
+    acquire_seconds: float = 2.0
+    command_seconds: float = 3.0
+
+
+@dataclass(slots=True)
+class Transaction:
+    """A change in the making: its connection, its events, and what to do once it is durable."""
+
+    conn: Any
+    events: list[Event] = field(default_factory=list)
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def record(self, *events: Event) -> None:
+        """Write these into the journal when the transaction commits, in this order."""
+        self.events.extend(events)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call this once the change is durable; it must neither wait nor raise."""
+        self.callbacks.append(callback)
+
+
+_ambient: ContextVar[Transaction | None] = ContextVar("itdesk_transaction", default=None)
+
+
+class Database:
+    """PostgreSQL as the desk sees it; safe to use from any number of tasks."""
+
+    def __init__(self, url: str, limits: Limits | None = None) -> None:
+        self.url = url
+        self.limits = limits or Limits()
+        self.listeners: list[Listener] = []
+        self._idle: list[Any] = []
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._open = 0
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close every idle connection; those in use are closed as they come back."""
+        self._closed = True
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(_outage("The database is being closed."))
+        while self._idle:
+            await _close(self._idle.pop(), self.limits.connect_seconds)
+
+    @property
+    def in_use(self) -> int:
+        """Return how many connections are lent out now."""
+        return self._open - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many tasks wait for a connection now."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """Lend a connection for reading; inside a transaction it is the transaction's own."""
+        ambient = _ambient.get()
+        if ambient is not None:
+            yield ambient.conn
+            return
+        async with self._lent() as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Open a transaction, or join the one that the caller already opened.
+
+        What is recorded becomes journal rows of the same transaction and is told to the
+        listeners after the commit. Raises Contention when another transaction won a race.
+        """
+        ambient = _ambient.get()
+        if ambient is not None:
+            yield ambient
+            return
+        async with self._lent() as conn:
+            transaction = Transaction(conn)
+            token = _ambient.set(transaction)
+            await conn.execute("BEGIN")
+            try:
+                yield transaction
+                if transaction.events:
+                    await journal.append(conn, transaction.events)
+                failpoints.hit("before_commit")
+                await conn.execute("COMMIT")
+            except BaseException as exc:
+                # A server that did not answer is not asked again: its connection is dropped,
+                # which ends the transaction as well.
+                if _is_settled(conn, exc):
+                    await conn.execute("ROLLBACK")
+                raise
+            finally:
+                _ambient.reset(token)
+        failpoints.hit("after_commit")
+        for callback in transaction.callbacks:
+            callback()
+        if transaction.events:
+            for listener in self.listeners:
+                listener(transaction.events)
+
+    async def ping(self) -> None:
+        """Return when the database answers; raise Unavailable when it does not."""
+        async with self._lent() as conn:
+            await conn.fetchval("SELECT 1")
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Any]:
+        with _translated():
+            conn = await self._acquire()
+            # The loan is returned whatever happens; one whose state is unknown (an answer is
+            # still owed, or the transaction could not be ended) is never lent again.
+            try:
+                yield conn
+            except BaseException as exc:
+                self._release(conn, usable=_is_usable(conn, exc))
+                raise
+            else:
+                self._release(conn, usable=_is_usable(conn))
+
+    async def _acquire(self) -> Any:
+        while self._idle:
+            conn = self._idle.pop()
+            if not conn.is_closed():
+                return conn
+            self._open -= 1
+        if self._open < self.limits.connections and not self._closed:
+            return await self._connect()
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self.limits.acquire_seconds):
+                conn = await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._hand_over(waiter.result())
+            raise
+        return conn if conn is not None else await self._connect()
+
+    async def _connect(self) -> Any:
+        self._open += 1
+        try:
+            conn = await asyncpg.connect(
+                self.url,
+                timeout=self.limits.connect_seconds,
+                command_timeout=self.limits.command_seconds,
+                server_settings={
+                    "application_name": "itdesk",
+                    "jit": "off",
+                    "idle_in_transaction_session_timeout": "60000",
+                },
+            )
+            try:
+                async with asyncio.timeout(self.limits.connect_seconds):
+                    await _prepare(conn)
+            except BaseException:
+                conn.terminate()
+                raise
+        except BaseException:
+            self._forget()
+            raise
+        return conn
+
+    def _release(self, conn: Any, *, usable: bool) -> None:
+        if usable and not self._closed:
+            self._hand_over(conn)
+        else:
+            conn.terminate()
+            self._forget()
+
+    def _hand_over(self, conn: Any) -> None:
+        """Give a connection to the oldest waiter, so that none starves, or keep it."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(conn)
+                return
+        if conn is None:
+            return
+        self._idle.append(conn)
+
+    def _forget(self) -> None:
+        """Count one connection less and let the oldest waiter open another."""
+        self._open -= 1
+        if self._open < self.limits.connections:
+            self._hand_over(None)
+
+
+async def _prepare(conn: Any) -> None:
+    await conn.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        format="binary",
+        encoder=lambda value: b"\x01" + orjson.dumps(value),
+        decoder=lambda raw: orjson.loads(raw[1:]),
+    )
+    # asyncpg's own UUID class is a subclass, which orjson does not encode.
+    await conn.set_type_codec(
+        "uuid",
+        schema="pg_catalog",
+        format="binary",
+        encoder=lambda value: value.bytes,
+        decoder=lambda raw: UUID(bytes=bytes(raw)),
+    )
+
+
+def _is_settled(conn: Any, exc: BaseException | None) -> bool:
+    """Return whether no answer is owed on this connection."""
+    return not conn.is_closed() and not isinstance(exc, (TimeoutError, asyncio.CancelledError))
+
+
+def _is_usable(conn: Any, exc: BaseException | None = None) -> bool:
+    return _is_settled(conn, exc) and not conn.is_in_transaction()
+
+
+async def _close(conn: Any, seconds: float) -> None:
+    try:
+        await conn.close(timeout=seconds)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        conn.terminate()
+
+
+def _outage(message: str) -> Unavailable:
+    return Unavailable(message, code="E_DATABASE_UNAVAILABLE", retry_after=2)
+
+
+_CONTENTION = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+_OUTAGE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    OSError,
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what asyncpg raises into what a caller can act on."""
+    try:
+        yield
+    except _CONTENTION as exc:
+        raise Contention(
+            "Several changes met at the same place. Send the request again.", retry_after=1
+        ) from exc
+    except asyncpg.DiskFullError as exc:
+        log.error("database disk full", problem=str(exc))
+        raise StorageFull("The database has no room left on its disk.", retry_after=60) from exc
+    except asyncpg.QueryCanceledError as exc:
+        raise Unavailable("The database took too long to answer.", code="E_DATABASE_BUSY") from exc
+    except TimeoutError as exc:
+        log.warning("database timeout")
+        raise _outage("The database does not answer in time. Try again shortly.") from exc
+    except _OUTAGE as exc:
+        log.warning("database unavailable", problem=type(exc).__name__)
+        raise _outage("The database cannot be reached. Try again shortly.") from exc

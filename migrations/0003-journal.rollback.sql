@@ -1,0 +1,5 @@
+DROP TABLE IF EXISTS journal_head;
+
+DROP TABLE IF EXISTS events;
+
+DROP FUNCTION IF EXISTS events_refuse();

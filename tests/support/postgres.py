@@ -1,0 +1,237 @@
+"""Real PostgreSQL for tests: one server for the whole run, a fresh migrated database in no time.
+
+`ITDESK_TEST_PG_BIN=/usr/lib/postgresql/15/bin` runs everything on another PostgreSQL than the
+wheel's. Every server dies with the test process.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from itdesk.runtime.postgres import EmbeddedPostgres
+from itdesk.store.migrations import Migrations
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+TEMPLATE = "itdesk_template"
+_PREFIX = "itdesk-test-"
+# In memory when there is some to spare: a database is hundreds of files, made for every test.
+_SHM = "/dev/shm"
+_ROOT = _SHM if os.access(_SHM, os.W_OK) and shutil.disk_usage(_SHM).free > 1 << 30 else "/tmp"
+
+
+class Server:
+    """A PostgreSQL server that a test may stop, kill, freeze and start again."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_ROOT))
+        self.state_dir.chmod(0o711)
+        self.port = _free_port()
+        self._prepared = False
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "max_connections": "200",
+            "port": str(self.port),
+        }
+        if not durable:
+            settings["autovacuum"] = "off"
+        given = os.environ.get("ITDESK_TEST_PG_BIN")
+        self.embedded = EmbeddedPostgres(
+            self.state_dir,
+            bindir=Path(given) if given else None,
+            durable=durable,
+            settings=settings,
+        )
+
+    async def start(self) -> None:
+        """Start the server, or start it again; returns when it accepts connections."""
+        await self.embedded.start()
+
+    async def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server: SIGINT fast, SIGQUIT immediately (recovery follows)."""
+        if how is not signal.SIGINT and self.embedded.pid:
+            os.kill(self.embedded.pid, how)
+        await self.embedded.stop()
+
+    async def kill(self) -> None:
+        """Kill every process of the server with SIGKILL, as a power cut would."""
+        self._signal(signal.SIGKILL)
+        await self.embedded.stop()
+
+    def pause(self) -> None:
+        """Freeze every process of the server: connections hang and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self._signal(signal.SIGCONT)
+
+    def url(self, database: str = "itdesk", *, tcp: bool = False) -> str:
+        """Return the URL of one database of this server, over its unix socket or over TCP."""
+        if tcp:
+            return f"postgresql://itdesk@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://itdesk@/{database}?{self.embedded.url.partition('?')[2]}"
+
+    async def create(self, *, migrated: bool = True, extra: str = "", tcp: bool = False) -> str:
+        """Return the URL of a new database, at head or empty."""
+        if migrated and not self._prepared:
+            await self._execute(f"CREATE DATABASE {TEMPLATE}")
+            await Migrations(self.url(TEMPLATE), directory=MIGRATIONS).migrate()
+            self._prepared = True
+        name = f"t_{uuid4().hex}"
+        template = TEMPLATE if migrated else "template0"
+        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template} {extra}")
+        return self.url(name, tcp=tcp)
+
+    async def drop(self, url: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        await self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    @asynccontextmanager
+    async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
+        """Lend the URL of a new database, dropped afterwards."""
+        url = await self.create(migrated=migrated)
+        try:
+            yield url
+        finally:
+            await self.drop(url)
+
+    async def dump(self, url: str) -> str:
+        """Return the schema of a database as pg_dump sees it."""
+        process = await asyncio.create_subprocess_exec(
+            self.embedded.bindir / "pg_dump",
+            "--schema-only",
+            "--no-owner",
+            f"--dbname={url}",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        lines = output.decode().splitlines()
+        # Newer releases fence the dump with a random word.
+        return "\n".join(line for line in lines if not line.startswith(("\\restrict", "\\unres")))
+
+    async def until(self, url: str, running: str) -> None:
+        """Return once some session on the database runs a statement with this text."""
+        conn = await asyncpg.connect(url)
+        query = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND state = 'active' AND pid <> pg_backend_pid() AND strpos(query, $1) > 0"""
+        try:
+            while not await conn.fetchval(query, running):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        finally:
+            await conn.close()
+
+    def remove(self) -> None:
+        """Delete all files of a stopped server."""
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    async def _execute(self, statement: str) -> None:
+        conn = await asyncpg.connect(self.url("postgres"))
+        try:
+            await conn.execute(statement)
+        finally:
+            await conn.close()
+
+    def _signal(self, how: signal.Signals) -> None:
+        data = str(self.state_dir / "postgres/data")
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and os.readlink(f"/proc/{entry}/cwd") == data:
+                    os.kill(int(entry), how)
+            except OSError:
+                continue
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _sweep() -> None:
+    """Delete what killed test runs left: a directory whose lock nobody holds."""
+    for state_dir in Path(_ROOT).glob(f"{_PREFIX}*"):
+        try:
+            with (state_dir / "postgres/lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(state_dir, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def _run(work: Awaitable[None]) -> None:
+    # Not asyncio.run: it would take the current event loop away from pytest-asyncio.
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(work)
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def pg_server() -> Iterator[Server]:
+    """The server of this run; do not stop it: take `own_pg_server` for outages."""
+    _sweep()
+    server = Server()
+    _run(server.start())
+    try:
+        yield server
+    finally:
+        _run(server.stop())
+        server.remove()
+
+
+@pytest_asyncio.fixture
+async def database_url(pg_server: Server) -> AsyncIterator[str]:
+    """The URL of a fresh database at head."""
+    async with pg_server.database() as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def empty_database_url(pg_server: Server) -> AsyncIterator[str]:
+    """The URL of a fresh database without any table."""
+    async with pg_server.database(migrated=False) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def fresh_database(pg_server: Server) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """A function that returns the URL of another fresh database at each call."""
+    urls: list[str] = []
+
+    async def make() -> str:
+        urls.append(await pg_server.create())
+        return urls[-1]
+
+    yield make
+    for url in urls:
+        await pg_server.drop(url)
+
+
+@pytest_asyncio.fixture
+async def own_pg_server() -> AsyncIterator[Server]:
+    """A server that this test alone has, and may treat as it likes."""
+    server = Server()
+    await server.start()
+    try:
+        yield server
+    finally:
+        server.resume()
+        await server.stop()
+        server.remove()
