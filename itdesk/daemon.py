@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import asyncpg
 
@@ -61,7 +62,7 @@ async def database_url(settings: Settings, *, daemon: bool = False) -> AsyncIter
     if settings.database.dsn is not None:
         yield settings.database.dsn
         return
-    role = "daemon" if daemon else "command"
+    role: Literal["daemon", "command"] = "daemon" if daemon else "command"
     async with EmbeddedPostgres(settings.state_dir, role=role) as server:
         yield server.url
 
@@ -180,19 +181,19 @@ async def serve(
     Raises DeskError when something needed at the start is missing, and Escalated when a critical
     part crashes again and again.
     """
-    stop, force = _signals()
+    stop, force = signals()
     for name in settings.failpoints:
         failpoints.arm(name)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(database_url(settings, daemon=True))
-        await _at_head(settings, url)
+        await at_head(settings, url, patience=settings.database.migration_wait_seconds)
         desk = await stack.enter_async_context(open_desk(settings, url))
         await desk.projects.ensure_default(
             settings.tickets.default_project, settings.tickets.first_number
         )
-        first_admin = await _first_administrator(desk)
+        first_admin = None if settings.production else await first_administrator(desk)
         supervisor = _actors(desk)
-        app = build_app(desk, await _routes(desk))
+        app = build_app(desk, await all_routes(desk))
         server = HttpServer(app, settings.server, desk.clock, sockets=fds)
         await server.start()
         stack.push_async_callback(server.stop)
@@ -226,18 +227,24 @@ async def _run(
                 helper.cancel()
 
 
-def _actors(desk: Desk) -> Supervisor:
-    settings, scans = desk.settings, desk.scans
+def supervisor_of(desk: Desk) -> Supervisor:
+    """Return a supervisor that keeps the log flowing and the loop watched."""
     supervisor = Supervisor(
         desk.clock,
         desk.metrics,
         systemd.notify,
         outages=(Unavailable, OSError),
-        drain_timeout=settings.server.drain_seconds,
+        drain_timeout=desk.settings.server.drain_seconds,
         watchdog=systemd.watchdog_interval(),
     )
     supervisor.add(log.LogFlush())
     supervisor.add(LoopLag(desk.metrics))
+    return supervisor
+
+
+def _actors(desk: Desk) -> Supervisor:
+    settings, scans = desk.settings, desk.scans
+    supervisor = supervisor_of(desk)
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)
@@ -255,7 +262,7 @@ def _actors(desk: Desk) -> Supervisor:
     return supervisor
 
 
-async def _routes(desk: Desk) -> tuple[Route, ...]:
+async def all_routes(desk: Desk) -> tuple[Route, ...]:
     """Return the table of routes: the desk's own and those of plugins, below their names."""
     own = [
         replace(route, path=f"/plugins/{name}{route.path}", root=False)
@@ -265,16 +272,16 @@ async def _routes(desk: Desk) -> tuple[Route, ...]:
     return (*ROUTES, *own)
 
 
-async def _at_head(settings: Settings, url: str) -> None:
+async def at_head(settings: Settings, url: str, *, patience: float) -> None:
     """Return once the schema is the one that this version needs; migrate if told to."""
     migrations = Migrations(url)
-    patience = settings.database.migration_wait_seconds
     if settings.database.migrate_on_start:
         problem = await migrations.wait(patience)
         if problem is not None:
             raise Unavailable(f"The database does not answer after {patience} s: {problem}")
         done = await migrations.migrate()
-        _log.info("schema at head", applied=done.applied)
+        if done.applied or done.stamped:
+            _log.info("schema migrated", applied=done.applied, stamped=done.stamped)
         return
     await _wait_for_head(migrations, url, patience)
 
@@ -302,10 +309,8 @@ async def _wait_for_head(migrations: Migrations, url: str, patience: float) -> N
         await _clock.sleep(1.0)
 
 
-async def _first_administrator(desk: Desk) -> tuple[str, str] | None:
+async def first_administrator(desk: Desk) -> tuple[str, str] | None:
     """Create an administrator with a random password when nobody has an account yet."""
-    if desk.settings.production:
-        return None
     people = await desk.accounts.list(SYSTEM, role=None, q=None, window=Window(limit=1))
     if people.items:
         return None
@@ -318,7 +323,7 @@ async def _first_administrator(desk: Desk) -> tuple[str, str] | None:
     return FIRST_ADMIN, password
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+def signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Return what SIGTERM and SIGINT set: the first asks for an orderly stop, the second forces."""
     stop, force = asyncio.Event(), asyncio.Event()
 

@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from itdesk.errors import Unavailable
 from itdesk.hookspecs import Health, ScanEngine, Verdict, hookimpl
 from itdesk.model import ScanReason
-from itdesk_plugins import clamav_probe
+
+from . import clamav_probe
 
 REPLY_LIMIT: Final = 4096
+VERSION_SECONDS: Final = 300.0  # freshclam changes it while clamd runs
 _OK = re.compile(rb"stream: OK[\0\n]")
 _FOUND = re.compile(rb"stream: ([^\x00-\x1f\x7f]+) FOUND[\0\n]")
 _TOO_LONG = re.compile(rb"INSTREAM size limit exceeded\. ERROR[\0\n]")
@@ -225,6 +227,7 @@ class Engine:
             idle_seconds=settings.idle_seconds,
         )
         self._version = ""
+        self._version_until = 0.0
         self._weak: list[str] = []
         self._trouble = "was not tried yet"
         self.max_file_size: int | None = settings.max_file_size
@@ -249,7 +252,7 @@ class Engine:
         MaxFileSize but not past MaxScanSize, whatever its alerts are set to, so archives with
         larger members have to be refused before.
         """
-        self._version = ""
+        self._version_until = 0.0
         needed = self._settings.max_file_size
         problems = [
             sample.remedy
@@ -277,7 +280,7 @@ class Engine:
     async def _scan(self, stream: BinaryIO, *, size: int, seconds: float) -> Verdict:
         try:
             async with asyncio.timeout(seconds):
-                self._version = self._version or await self._client.version()
+                await self._refresh_version()
                 reply = await self._client.instream(stream)
         except TimeoutError:
             self._trouble = "does not answer in time"
@@ -286,6 +289,12 @@ class Engine:
             self._trouble = "cannot be reached"
             raise
         return self._judge(reply, size)
+
+    async def _refresh_version(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._version_until:
+            self._version = await self._client.version()
+            self._version_until = now + VERSION_SECONDS
 
     def _judge(self, reply: Reply, size: int) -> Verdict:
         self._trouble = ""
@@ -306,7 +315,7 @@ class Engine:
             # Over TCP a reset can overtake the answer that the stream is too long.
             return self._not_scanned(ScanReason.LIMITS, "longer than what clamd must accept")
         self._trouble = "ends connections without an answer"
-        self._version = ""
+        self._version_until = 0.0
         raise Unavailable(f"clamd at {self._client} gave no answer after {reply.sent} bytes.")
 
     def _judge_name(self, name: str) -> Verdict:

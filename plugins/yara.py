@@ -13,18 +13,19 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import AsyncIterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import itdesk_etc
 from pydantic import BaseModel, ConfigDict, Field
 
 from itdesk.errors import Unavailable
 from itdesk.hookspecs import Health, ScanEngine, Verdict, hookimpl
 from itdesk.model import ScanReason
-from itdesk_plugins.clamav_probe import eicar
 
-_SHIPPED = Path(itdesk_etc.__file__).parent / "yara"
+from .clamav_probe import eicar
+
+_SHIPPED = Path(str(files("itdesk_etc"))) / "yara"
 
 # The worker reads hostile files: it gets none of the daemon's secrets.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LANG", "LC_ALL", "TMPDIR")

@@ -47,7 +47,12 @@ async def test_a_ticket_with_scanned_files_survives_a_restart(
     pg_server: Server, clamd: Clamd
 ) -> None:
     """S0-01, S0-21, S0-25, S0-28, S0-34, S0-35, S3-01: register, upload, scan, serve, restart."""
-    env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), "MAX_FILE_SIZE": "4000000", "ITDESK_PLUGINS__CLAMAV__MAX_FILE_SIZE": "4000000"}
+    env = {
+        "CLAMAV_HOST": "127.0.0.1",
+        "CLAMAV_PORT": str(clamd.port),
+        "MAX_FILE_SIZE": "4000000",
+        "ITDESK_PLUGINS__CLAMAV__MAX_FILE_SIZE": "4000000",
+    }
     async with started(pg_server, **env) as live:
         alice = await _registered(live)
         ticket = (await alice.ticket("The VPN is down"))["key"]

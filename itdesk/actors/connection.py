@@ -61,6 +61,11 @@ class Connection(web.RequestHandler):
         if self._since is None and self._answering is None:
             self._since = self._loop.time()
         super().data_received(data)
+        request = self._answering
+        if request is not None and self._messages and not request.content.is_eof():
+            # Nothing can follow an unfinished body but the news that it cannot be read, which
+            # aiohttp would keep from the handler that waits for the rest.
+            request.content.set_exception(web.RequestPayloadError("the framing is broken"))
 
     def begin(self, request: web.BaseRequest) -> None:
         """Note that a request is complete but for its body."""

@@ -121,10 +121,10 @@ WebAddress = Annotated[
 ]
 """An http or https address to show, never to fetch."""
 
-Secret = Annotated[str, Field(min_length=1, max_length=1000, repr=False)]
+Secret = Annotated[str, Field(min_length=1, max_length=1000)]
 """A password or token as somebody types it; wrong ones fail where they are compared."""
 
-NewPassword = Annotated[str, Field(min_length=8, max_length=200, repr=False)]
+NewPassword = Annotated[str, Field(min_length=8, max_length=200)]
 """A password to be; common ones, and those built on the name or address, are refused too."""
 
 Flag = Annotated[bool, Field(strict=True)]

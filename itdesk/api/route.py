@@ -56,6 +56,10 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def __repr_args__(self) -> list[tuple[str | None, object]]:
+        """Show no values: they may be passwords, and a repr ends in logs."""
+        return []
+
 
 class Query(BaseModel):
     """A query string; a parameter that is not declared is an error, never ignored."""

@@ -99,6 +99,11 @@ class Scans:
         """Return, by engine, why nothing can be found clean now; empty when all is well."""
         return dict(self._trust.problems)
 
+    @property
+    def engines(self) -> list[str]:
+        """Return the names of the engines that must agree."""
+        return list(self._engines)
+
     async def trusted(self) -> bool:
         """Return whether every engine passed its probe; probe again when one had not.
 

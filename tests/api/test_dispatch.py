@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
         "cors_origins": [LISTED],
         "trusted_proxies": ["127.0.0.1", "10.0.0.0/8"],
         "request_seconds": 1,
+        "max_body": 10_000,
     }
 }
 
@@ -274,13 +275,21 @@ async def test_unreadable_request_is_the_one_error_body(server: Server, text: by
     assert b"aiohttp" not in raw and b"GARBAGE" not in raw
 
 
-async def test_broken_chunks_are_400(server: Server) -> None:
-    raw = await server.raw(
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_broken_chunks_are_400(server: Server, at_once: bool) -> None:
+    head = (
         b"POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
     )
-    assert raw.startswith(b"HTTP/1.1 400 ")
-    assert b'"error":"E_BAD_REQUEST"' in raw
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head + b"ZZ\r\n" if at_once else head)
+    if not at_once:
+        await server.desk.clock.sleep(0.05)
+        writer.write(b"ZZ\r\n")
+    raw = await reader.read()
+    writer.close()
+    assert raw.split(b" ")[1] == b"400"
+    assert raw.count(b'"error":"E_BAD_REQUEST"') == 1
 
 
 async def test_answer_that_fails_half_way_is_torn(server: Server) -> None:
@@ -297,13 +306,13 @@ async def test_redirect_has_no_body(server: Server) -> None:
 
 
 async def test_oversize_is_413_also_where_no_body_is_read(server: Server) -> None:
-    answer = await server.ask("POST", "/api/v1/tickets", data=b" " * 2_000_000, role=Role.USER)
+    answer = await server.ask("POST", "/api/v1/tickets", data=b" " * 500_000, role=Role.USER)
     check_error(answer, 413, "E_TOO_LARGE", "TOO_LARGE")
 
 
 async def test_oversize_that_a_handler_reads_is_413(server: Server) -> None:
     answer = await server.ask(
-        "POST", "/api/v1/tickets/1/attachments", data=b" " * 2_000_000, role=Role.USER
+        "POST", "/api/v1/tickets/1/attachments", data=b" " * 500_000, role=Role.USER
     )
     check_error(answer, 413, "E_TOO_LARGE", "TOO_LARGE")
 
@@ -788,18 +797,17 @@ async def test_a_request_is_one_line_whatever_it_says(server: Server, text: str)
     before = len(server.lines())
     await server.raw(request.encode())
     lines = server.lines()
-    assert len(lines) == before + 1
-    assert all(line["event"] == "request" for line in lines)
+    assert [line["event"] for line in lines[before:]] == ["request"]
 
 
 async def test_metrics_are_labelled_by_template(server: Server) -> None:
     for path in ("/api/v1/tickets/1", "/api/v1/tickets/2", "/nope/1", "/nope/2", "/api/tickets/3"):
         await server.ask("GET", path, role=Role.USER)
-    for method in ("BREW", "WHEN"):
+    for method in ("PROPFIND", "LOCK"):
         await server.ask(method, "/ping")
     text = (await server.desk.metrics.render()).decode()
     counts = {
-        line.split("{")[1].split("}")[0]: float(line.split()[-1])
+        line.partition("{")[2].rpartition("}")[0]: float(line.split()[-1])
         for line in text.splitlines()
         if line.startswith("itdesk_http_request_seconds_count")
     }

@@ -4,16 +4,17 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
-from itdesk_plugins.clamav import Client, Engine, Plugin
 
 from itdesk.errors import Unavailable
 from itdesk.hookspecs import Verdict
 from itdesk.model import ScanReason
+from itdesk_plugins.clamav import Client, Engine, Plugin
 from tests.support.clamd import (
     HostileClamd,
     Script,
@@ -30,6 +31,7 @@ from tests.support.clamd import (
 )
 
 MIB = 1 << 20
+Put = Callable[[bytes], Path]
 
 
 def engine_for(server: HostileClamd, **settings: object) -> Engine:
@@ -38,7 +40,7 @@ def engine_for(server: HostileClamd, **settings: object) -> Engine:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Callable[[bytes], Path]:
+def file(tmp_path: Path) -> Put:
     def write(content: bytes) -> Path:
         path = tmp_path / "upload"
         path.write_bytes(content)
@@ -47,13 +49,18 @@ def file(tmp_path: Path) -> Callable[[bytes], Path]:
     return write
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
 async def scan(script: Script, path: Path, *, timeout: float = 5.0, **settings: object) -> Verdict:
     async with hostile(script) as server:
-        size = path.stat().st_size
-        return await engine_for(server, **settings).scan(path, size=size, timeout=timeout)
+        engine = engine_for(server, **settings)
+        verdict: Verdict = await engine.scan(path, size=size_of(path), timeout=timeout)
+        return verdict
 
 
-async def test_stream_is_sent_as_clamd_reads_it(file):
+async def test_stream_is_sent_as_clamd_reads_it(file: Put) -> None:
     content = os.urandom(600 * 1024)
     async with hostile(answers(b"stream: OK\0")) as server:
         verdict = await engine_for(server).scan(file(content), size=len(content), timeout=5)
@@ -64,7 +71,25 @@ async def test_stream_is_sent_as_clamd_reads_it(file):
     assert verdict == Verdict("clamav 9.9.9/12345", clean=True)
 
 
-async def test_empty_file_is_sent_as_the_terminator_alone(file):
+async def test_version_is_kept_until_the_next_probe_or_some_minutes(
+    file: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def name() -> str:
+        return (await engine.scan(path, size=1, timeout=5)).engine
+
+    async with hostile(answers(b"stream: OK\0")) as server:
+        engine, path = engine_for(server), file(b"x")
+        assert await name() == "clamav 9.9.9/12345"
+        server.version = b"ClamAV 9.9.9/12346\0"
+        assert await name() == "clamav 9.9.9/12345"
+        await engine.probe()
+        assert await name() == "clamav 9.9.9/12346"
+        server.version = b"ClamAV 9.9.9/12347\0"
+        monkeypatch.setattr(engine, "_version_until", asyncio.get_running_loop().time())
+        assert await name() == "clamav 9.9.9/12347"
+
+
+async def test_empty_file_is_sent_as_the_terminator_alone(file: Put) -> None:
     async with hostile(answers(b"stream: OK\0")) as server:
         await engine_for(server).scan(file(b""), size=0, timeout=5)
     assert server.heard[0].terminated and not server.heard[0].chunks
@@ -79,7 +104,9 @@ async def test_empty_file_is_sent_as_the_terminator_alone(file):
         (b"stream: Win.Trojan.OK-1(44d88612fea8a8f36de82e1278abb02f:68) FOUND\0", None),
     ],
 )
-async def test_found_is_infected_whatever_its_name_contains(file, reply, signature):
+async def test_found_is_infected_whatever_its_name_contains(
+    file: Put, reply: bytes, signature: str | None
+) -> None:
     verdict = await scan(answers(reply), file(b"x"))
     assert verdict.clean is False
     assert verdict.signature == (signature or reply[8:-7].decode())
@@ -94,7 +121,9 @@ async def test_found_is_infected_whatever_its_name_contains(file, reply, signatu
         (b"INSTREAM size limit exceeded. ERROR\0", ScanReason.LIMITS),
     ],
 )
-async def test_what_clamd_could_not_look_into_is_final_and_no_infection(file, reply, reason):
+async def test_what_clamd_could_not_look_into_is_final_and_no_infection(
+    file: Put, reply: bytes, reason: ScanReason
+) -> None:
     verdict = await scan(answers(reply), file(b"x"))
     assert (verdict.clean, verdict.reason, verdict.retry) == (None, reason, False)
 
@@ -130,39 +159,39 @@ async def test_what_clamd_could_not_look_into_is_final_and_no_infection(file, re
         b"PONG\0",
     ],
 )
-async def test_any_other_reply_is_not_scanned_and_tried_again(file, reply):
+async def test_any_other_reply_is_not_scanned_and_tried_again(file: Put, reply: bytes) -> None:
     verdict = await scan(answers(reply), file(b"x"))
     assert (verdict.clean, verdict.retry) == (None, True)
     assert verdict.signature is None and verdict.reason is ScanReason.ENGINE_DOWN
 
 
-async def test_ok_before_the_stream_ended_is_not_believed(file):
+async def test_ok_before_the_stream_ended_is_not_believed(file: Put) -> None:
     verdict = await scan(answers_early(b"stream: OK\0", after=100), file(bytes(32 * MIB)))
     assert (verdict.clean, verdict.retry) == (None, True)
 
 
-async def test_ok_with_a_reset_instead_of_an_end_is_not_believed(file):
+async def test_ok_with_a_reset_instead_of_an_end_is_not_believed(file: Put) -> None:
     verdict = await scan(resets_after(b"stream: OK\0"), file(b"x"))
     assert (verdict.clean, verdict.retry) == (None, True)
 
 
-async def test_ok_without_an_end_is_not_believed(file):
+async def test_ok_without_an_end_is_not_believed(file: Put) -> None:
     verdict = await scan(keeps_open(b"stream: OK\0"), file(b"x"))
     assert (verdict.clean, verdict.reason, verdict.retry) == (None, ScanReason.TIMEOUT, True)
 
 
-async def test_ok_for_another_number_of_bytes_is_not_believed(file):
+async def test_ok_for_another_number_of_bytes_is_not_believed(file: Put) -> None:
     async with hostile(answers(b"stream: OK\0")) as server:
         verdict = await engine_for(server).scan(file(b"12345"), size=6, timeout=5)
     assert (verdict.clean, verdict.reason) == (None, ScanReason.CHANGED)
 
 
-async def test_found_before_the_stream_ended_is_believed(file):
+async def test_found_before_the_stream_ended_is_believed(file: Put) -> None:
     verdict = await scan(answers_early(b"stream: Eicar FOUND\0", after=9), file(bytes(32 * MIB)))
     assert verdict.clean is False
 
 
-async def test_reply_is_read_though_the_connection_was_reset(file):
+async def test_reply_is_read_though_the_connection_was_reset(file: Put) -> None:
     too_long = b"INSTREAM size limit exceeded. ERROR\0"
     path = file(bytes(32 * MIB))
     async with hostile(resets(after=100_000, reply=too_long)) as server:
@@ -171,49 +200,51 @@ async def test_reply_is_read_though_the_connection_was_reset(file):
             assert (verdict.reason, verdict.retry) == (ScanReason.LIMITS, False)
 
 
-async def test_connection_lost_within_the_limit_is_an_outage(file):
+async def test_connection_lost_within_the_limit_is_an_outage(file: Put) -> None:
     with pytest.raises(Unavailable, match="no answer"):
         await scan(resets(after=100_000), file(bytes(32 * MIB)), max_file_size=64 * MIB)
 
 
-async def test_connection_lost_beyond_the_limit_means_too_long(file):
+async def test_connection_lost_beyond_the_limit_means_too_long(file: Put) -> None:
     script = resets(after=2 * MIB)
     verdict = await scan(script, file(bytes(32 * MIB)), max_file_size=MIB)
     assert (verdict.clean, verdict.reason, verdict.retry) == (None, ScanReason.LIMITS, False)
 
 
-async def test_empty_reply_is_an_outage(file):
+async def test_empty_reply_is_an_outage(file: Put) -> None:
     with pytest.raises(Unavailable, match="no answer"):
         await scan(answers(b""), file(b"x"))
 
 
 @pytest.mark.parametrize(
-    ("script", "settings", "size"),
+    ("script", "idle", "timeout", "size"),
     [
-        (hangs, {"idle_seconds": 9.0}, 1),
-        (never_reads, {"idle_seconds": 9.0}, 32 * MIB),
-        (never_reads, {}, 32 * MIB),
-        (sips(seconds=0.02), {}, 32 * MIB),
-        (drips(b"stream: OK\0", seconds=0.1), {"idle_seconds": 9.0}, 1),
-        (drips(b"stream: OK\0", seconds=0.1), {}, 1),
+        (hangs, 9.0, 0.5, 1),
+        (never_reads, 9.0, 0.5, 32 * MIB),
+        (never_reads, 0.3, 9.0, 32 * MIB),
+        (sips(seconds=0.02), 0.3, 9.0, 32 * MIB),
+        (drips(b"stream: OK\0", seconds=0.1), 9.0, 0.5, 1),
+        (drips(b"stream: OK\0", seconds=0.1), 0.3, 9.0, 1),
     ],
     ids=["hangs", "never-reads", "never-reads-idle", "sips", "drips", "drips-idle"],
 )
-async def test_slow_clamd_costs_its_deadline_and_frees_its_connection(file, script, settings, size):
+async def test_slow_clamd_costs_its_deadline_and_frees_its_connection(
+    file: Put, script: Script, idle: float, timeout: float, size: int
+) -> None:
     loop = asyncio.get_running_loop()
     before = len(os.listdir("/proc/self/fd"))
     async with hostile(script) as server:
-        engine = engine_for(server, **settings)
+        engine = engine_for(server, idle_seconds=idle)
         path, started = file(bytes(size)), loop.time()
-        verdict = await engine.scan(path, size=size, timeout=0.6)
+        verdict = await engine.scan(path, size=size, timeout=timeout)
         took = loop.time() - started
     assert (verdict.clean, verdict.reason, verdict.retry) == (None, ScanReason.TIMEOUT, True)
-    assert took < (0.6 if "idle_seconds" in settings else 0.5) + 0.4
+    assert min(idle, timeout) <= took + 0.05 < 2
     assert not engine.health.ok and "in time" in engine.health.reason
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_slow_answer_within_the_deadline_is_waited_for(file):
+async def test_slow_answer_within_the_deadline_is_waited_for(file: Put) -> None:
     async def thinks(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: object
     ) -> None:
@@ -229,7 +260,7 @@ async def test_slow_answer_within_the_deadline_is_waited_for(file):
     assert verdict.clean
 
 
-async def test_cancelled_scan_closes_its_connection(file):
+async def test_cancelled_scan_closes_its_connection(file: Put) -> None:
     async with hostile(hangs) as server:
         engine = engine_for(server, idle_seconds=9)
         with pytest.raises(TimeoutError):
@@ -253,12 +284,12 @@ async def test_cancelled_scan_closes_its_connection(file):
         test_cancelled_scan_closes_its_connection,
     ],
 )
-def test_holds_on_uvloop_too(file, check):
+def test_holds_on_uvloop_too(file: Put, check: Callable[[Put], Coroutine[Any, Any, None]]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(check(file))
 
 
-async def test_file_is_read_outside_of_the_event_loop():
+async def test_file_is_read_outside_of_the_event_loop() -> None:
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             assert threading.current_thread() is not threading.main_thread()
@@ -269,7 +300,7 @@ async def test_file_is_read_outside_of_the_event_loop():
     assert reply.text == b"stream: OK\0" and reply.whole and reply.ended and reply.sent == MIB
 
 
-async def test_error_of_the_disk_is_not_taken_for_one_of_clamd():
+async def test_error_of_the_disk_is_not_taken_for_one_of_clamd() -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             raise OSError(5, "Input/output error")
@@ -280,7 +311,9 @@ async def test_error_of_the_disk_is_not_taken_for_one_of_clamd():
 
 
 @pytest.mark.parametrize("address", [("127.0.0.1", 1), Path("/tmp/no-clamd-here")])
-async def test_clamd_that_is_not_there_is_an_outage(file, address):
+async def test_clamd_that_is_not_there_is_an_outage(
+    file: Put, address: Path | tuple[str, int]
+) -> None:
     settings = {"socket": address} if isinstance(address, Path) else {"host": address[0], "port": 1}
     engine = Engine(Plugin.Settings.model_validate(settings))
     with pytest.raises(Unavailable, match=str(address if isinstance(address, Path) else ":1")):
@@ -290,7 +323,7 @@ async def test_clamd_that_is_not_there_is_an_outage(file, address):
         await engine.probe()
 
 
-async def test_connecting_has_its_own_deadline(file, monkeypatch):
+async def test_connecting_has_its_own_deadline(file: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object, **__: object) -> list[object]:
         await asyncio.Event().wait()
         return []
@@ -310,7 +343,7 @@ async def test_connecting_has_its_own_deadline(file, monkeypatch):
         (b"", None),
     ],
 )
-async def test_version_names_the_signatures_or_nothing(reply, version):
+async def test_version_names_the_signatures_or_nothing(reply: bytes, version: str | None) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readuntil(b"\0") == b"zVERSION\0"
         writer.write(reply)
@@ -326,7 +359,7 @@ async def test_version_names_the_signatures_or_nothing(reply, version):
                 await client.version()
 
 
-async def test_probe_of_a_clamd_that_always_says_ok_finds_it_weak():
+async def test_probe_of_a_clamd_that_always_says_ok_finds_it_weak() -> None:
     async with hostile(answers(b"stream: OK\0")) as server:
         engine = engine_for(server)
         problems = await engine.probe()
@@ -335,13 +368,13 @@ async def test_probe_of_a_clamd_that_always_says_ok_finds_it_weak():
     assert engine.max_member_size is None
 
 
-async def test_probe_without_verdicts_is_an_outage_and_not_a_weakness():
+async def test_probe_without_verdicts_is_an_outage_and_not_a_weakness() -> None:
     async with hostile(answers(b"COMMAND READ TIMED OUT\n")) as server:
         with pytest.raises(Unavailable, match="no verdict"):
             await engine_for(server).probe()
 
 
-def test_defaults_are_the_documented_ones():
+def test_defaults_are_the_documented_ones() -> None:
     settings = Plugin.Settings()
     assert (settings.host, settings.port, settings.max_file_size) == ("clamav", 3310, 10 * MIB)
     assert Plugin(settings).itdesk_scan_engine().max_file_size == 10 * MIB

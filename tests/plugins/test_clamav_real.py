@@ -8,22 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import itdesk_etc
 import pytest
-from itdesk_plugins import clamav_probe
-from itdesk_plugins.clamav import Engine, Plugin
 
 from itdesk import archives
 from itdesk.errors import Unavailable
-from itdesk.hookspecs import Verdict
+from itdesk.hookspecs import ScanEngine, Verdict
 from itdesk.model import ScanReason
+from itdesk_plugins import clamav_probe
+from itdesk_plugins.clamav import Engine, Plugin
 from tests.support import samples
 from tests.support.clamd import Clamd
 
 MIB = 1 << 20
+Put = Callable[[bytes], Path]
 BIGGEST = 8 * MIB  # what the fixture's clamd is set to
 
 type_of = {True: "clean", False: "infected"}
@@ -35,8 +37,10 @@ def engine_for(clamd: Clamd, *, tcp: bool = False, **settings: object) -> Engine
     return Engine(Plugin.Settings.model_validate(options))
 
 
-async def engine_says(engine: Engine, path: Path, *, timeout: float = 30) -> Verdict:
-    return await engine.scan(path, size=path.stat().st_size, timeout=timeout)
+def engine_says(
+    engine: ScanEngine, path: Path, *, timeout: float = 30
+) -> Coroutine[Any, Any, Verdict]:
+    return engine.scan(path, size=path.stat().st_size, timeout=timeout)
 
 
 async def verdict_of(engine: Engine, path: Path) -> str:
@@ -50,7 +54,7 @@ async def verdict_of(engine: Engine, path: Path) -> str:
 
 
 @pytest.fixture
-def put(tmp_path: Path) -> Callable[[bytes], Path]:
+def put(tmp_path: Path) -> Put:
     def write(content: bytes) -> Path:
         path = tmp_path / "upload"
         path.write_bytes(content)
@@ -110,32 +114,36 @@ SAMPLES: dict[str, tuple[Callable[[], bytes], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-async def test_only_what_was_seen_whole_and_harmless_is_clean(clamd, put, name):
+async def test_only_what_was_seen_whole_and_harmless_is_clean(
+    clamd: Clamd, put: Put, name: str
+) -> None:
     build, expected = SAMPLES[name]
     assert await verdict_of(engine_for(clamd), put(build())) in expected
 
 
 @pytest.mark.parametrize("name", ["marker", "clean docx", "encrypted pdf"])
-async def test_tcp_says_the_same(clamd, put, name):
+async def test_tcp_says_the_same(clamd: Clamd, put: Put, name: str) -> None:
     build, expected = SAMPLES[name]
     assert await verdict_of(engine_for(clamd, tcp=True), put(build())) in expected
 
 
 @pytest.mark.parametrize("name", ["27 KB docx", "103 KB zip", "member just past MaxFileSize"])
-async def test_clamd_alone_would_pass_them_in_silence(clamd, put, name):
+async def test_clamd_alone_would_pass_them_in_silence(clamd: Clamd, put: Put, name: str) -> None:
     verdict = await engine_says(engine_for(clamd), put(SAMPLES[name][0]()))
     assert verdict.clean, "this clamd sees them: the walk's limits may be reconsidered"
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-async def test_stream_beyond_the_limit_is_too_long_every_time(clamd, put, tcp):
+async def test_stream_beyond_the_limit_is_too_long_every_time(
+    clamd: Clamd, put: Put, tcp: bool
+) -> None:
     engine, path = engine_for(clamd, tcp=tcp), put(bytes(32 * MIB))
     for _ in range(15):
         verdict = await engine_says(engine, path)
         assert (verdict.clean, verdict.reason, verdict.retry) == (None, ScanReason.LIMITS, False)
 
 
-async def test_ping_and_version(clamd):
+async def test_ping_and_version(clamd: Clamd) -> None:
     engine = engine_for(clamd)
     await engine._client.ping()
     assert (await engine._client.version()).startswith("1.")
@@ -145,7 +153,7 @@ async def test_ping_and_version(clamd):
 
 # --- the probe ------------------------------------------------------------------------------
 
-WEAK = {
+WEAK: dict[str, tuple[dict[str, str | None], str]] = {
     "AlertExceedsMax": ({"AlertExceedsMax": None}, "AlertExceedsMax yes"),
     "AlertExceedsMax, deep": (
         {"AlertExceedsMax": None, "MaxRecursion": "500"},
@@ -170,7 +178,7 @@ WEAK = {
 
 
 @pytest.mark.parametrize("name", WEAK)
-async def test_probe_names_the_weak_line(name):
+async def test_probe_names_the_weak_line(name: str) -> None:
     options, line = WEAK[name]
     with Clamd(**options) as daemon:
         engine = engine_for(daemon)
@@ -179,7 +187,7 @@ async def test_probe_names_the_weak_line(name):
     assert not engine.health.ok and line in engine.health.reason
 
 
-async def test_probe_names_missing_signatures(own_clamd):
+async def test_probe_names_missing_signatures(own_clamd: Clamd) -> None:
     for path in (own_clamd.socket.parent / "db").iterdir():
         path.unlink()
     own_clamd.socket.with_name("db").joinpath("x.hdb").write_text(f"{'0' * 32}:68:Other\n")
@@ -196,7 +204,9 @@ async def test_probe_names_missing_signatures(own_clamd):
         ({"MaxFileSize": "100M", "MaxScanSize": "400M"}, 64 * MIB),
     ],
 )
-async def test_probe_finds_the_largest_member_that_is_not_passed_in_silence(options, largest):
+async def test_probe_finds_the_largest_member_that_is_not_passed_in_silence(
+    options: dict[str, str | None], largest: int
+) -> None:
     with Clamd(**options) as daemon:
         engine = engine_for(daemon)
         assert await engine.probe() == []
@@ -205,7 +215,7 @@ async def test_probe_finds_the_largest_member_that_is_not_passed_in_silence(opti
 
 @functools.cache
 def shipped_options() -> dict[str, str | None]:
-    lines = Path(itdesk_etc.__file__).with_name("clamd.conf").read_text().splitlines()
+    lines = Path(str(files("itdesk_etc")), "clamd.conf").read_text().splitlines()
     pairs = (line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     options: dict[str, str | None] = {key: value for key, value in pairs}
     for key in ("LocalSocket", "LocalSocketGroup", "User", "DatabaseDirectory", "LogFile"):
@@ -213,7 +223,7 @@ def shipped_options() -> dict[str, str | None]:
     return options
 
 
-async def test_shipped_configuration_passes_the_probe():
+async def test_shipped_configuration_passes_the_probe() -> None:
     with Clamd(**shipped_options()) as daemon:
         engine = engine_for(daemon, max_file_size=25 * MIB)
         assert await engine.probe() == []
@@ -221,7 +231,9 @@ async def test_shipped_configuration_passes_the_probe():
 
 
 @pytest.mark.parametrize("wrap", [lambda content: samples.mail("a.docx", content), bytes])
-async def test_equal_limits_close_the_silent_pass_where_the_walk_does_not_look(put, wrap):
+async def test_equal_limits_close_the_silent_pass_where_the_walk_does_not_look(
+    put: Put, wrap: Callable[[bytes], bytes]
+) -> None:
     equal = {"MaxFileSize": "8M", "MaxScanSize": "8M"}
     content = wrap(samples.inflating_document(27_000_000))
     with Clamd(**equal) as daemon:
@@ -229,7 +241,7 @@ async def test_equal_limits_close_the_silent_pass_where_the_walk_does_not_look(p
     assert (verdict.clean, verdict.reason) == (None, ScanReason.LIMITS)
 
 
-def test_probe_samples_hold_the_test_file_in_pieces_only():
+def test_probe_samples_hold_the_test_file_in_pieces_only() -> None:
     source = Path(clamav_probe.__file__).read_bytes()
     assert samples.eicar() == clamav_probe.eicar() and samples.eicar() not in source
 
@@ -237,7 +249,7 @@ def test_probe_samples_hold_the_test_file_in_pieces_only():
 # --- outages --------------------------------------------------------------------------------
 
 
-async def test_clamd_that_is_down_is_an_outage_until_it_is_back(own_clamd, put):
+async def test_clamd_that_is_down_is_an_outage_until_it_is_back(own_clamd: Clamd, put: Put) -> None:
     engine, path = engine_for(own_clamd), put(b"harmless")
     assert (await engine_says(engine, path)).clean
     for end in (own_clamd.kill, own_clamd.stop):
@@ -251,7 +263,9 @@ async def test_clamd_that_is_down_is_an_outage_until_it_is_back(own_clamd, put):
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-async def test_hanging_clamd_costs_the_deadline_and_recovers(own_clamd, put, tcp):
+async def test_hanging_clamd_costs_the_deadline_and_recovers(
+    own_clamd: Clamd, put: Put, tcp: bool
+) -> None:
     engine, path = engine_for(own_clamd, tcp=tcp), put(bytes(BIGGEST))
     assert (await engine_says(engine, path)).clean
     own_clamd.pause()
@@ -263,23 +277,21 @@ async def test_hanging_clamd_costs_the_deadline_and_recovers(own_clamd, put, tcp
     assert (await engine_says(engine, path)).clean
 
 
-async def test_reload_and_a_full_queue_only_delay(put):
+async def test_reload_and_a_full_queue_only_delay(put: Put) -> None:
     with Clamd(MaxThreads="2", MaxQueue="4") as daemon:
         engine = engine_for(daemon, tcp=True)
         clean = put(bytes(BIGGEST))
         bad = clean.with_name("bad")
         bad.write_bytes(MARKER)
         async with asyncio.TaskGroup() as tasks:
-            verdicts = [
-                tasks.create_task(engine_says(engine, path)) for path in (clean, bad) * 12
-            ]
+            verdicts = [tasks.create_task(engine_says(engine, path)) for path in (clean, bad) * 12]
             with socket.create_connection((daemon.host, daemon.port)) as conn:
                 conn.sendall(b"zRELOAD\0")
                 assert conn.recv(64) == b"RELOADING\0"
     assert [task.result().clean for task in verdicts] == [True, False] * 12
 
 
-def test_clamd_of_the_tests_dies_with_its_parent():
+def test_clamd_of_the_tests_dies_with_its_parent() -> None:
     code = (
         "import sys, os, signal; from tests.support.clamd import Clamd; c = Clamd(); c.start();"
         "print(c.pid, c.socket.parent, flush=True); sys.stdin.read()"

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -371,15 +372,62 @@ async def test_a_handler_that_swallows_its_cancellation_is_named_within_30_secon
 async def test_a_handler_that_swallows_its_cancellation_and_returns_is_restarted(rig: Rig) -> None:
     class Swallowing(Sample):
         async def handle(self, message: object) -> None:
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                pass
 
     swallowing = Swallowing()
     await rig.start(swallowing)
     await rig.clock.advance(5.1)
     assert rig.state("sample") is State.BACKING_OFF
+
+
+async def test_a_handler_that_swallows_somebody_elses_cancellation_is_noticed(rig: Rig) -> None:
+    class Swallowing(Sample):
+        async def handle(self, message: object) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    await rig.start(Swallowing())
+    _task("sample:handle").cancel()
+    await rig.clock.settle()
+    status = rig.supervisor.status()["sample"]
+    assert status.state is State.BACKING_OFF
+    assert status.reason == "stopped handling messages without being asked"
+
+
+async def test_a_handler_that_ignores_its_cancellation_is_stuck_whatever_progress_it_reports(
+    rig: Rig,
+) -> None:
+    class Cheerful(Actor):
+        name = "cheerful"
+
+        async def handle(self, message: object) -> None:
+            while not rig.released.is_set():
+                with suppress(asyncio.CancelledError):
+                    await rig.released.wait()
+                self.progress()
+
+    cheerful = Cheerful()
+    cheerful.tell("hang")
+    await rig.start(cheerful)
+    await rig.clock.advance(27)
+    assert rig.state("cheerful") is State.STUCK
+    assert rig.supervisor.stale() == ["cheerful"]
+
+
+async def test_a_failing_teardown_never_turns_an_outage_into_a_bug(rig: Rig) -> None:
+    class Unlucky(Sample):
+        async def handle(self, message: object) -> None:
+            raise ConnectionResetError(104, "x")
+
+        async def teardown(self) -> None:
+            raise Bug("x")
+
+    await rig.start(Unlucky())
+    await rig.clock.advance(600)
+    assert not rig.running.done()
+    reason = rig.supervisor.status()["sample"].reason
+    assert reason == "ConnectionResetError: Connection reset by peer"
 
 
 async def test_a_stuck_actor_that_is_not_critical_is_named_but_alive_is_who_matters(
@@ -624,6 +672,20 @@ async def test_force_ends_at_once_without_draining(rig: Rig) -> None:
     await rig.clock.settle()
     assert rig.running.done()
     assert journal == ["slow handled 0"]
+
+
+async def test_force_does_not_wait_for_a_teardown(rig: Rig) -> None:
+    class Slow(Sample):
+        async def teardown(self) -> None:
+            await asyncio.Event().wait()
+
+    await rig.start(Slow())
+    rig.stop.set()
+    await rig.clock.settle()
+    assert not rig.running.done()
+    rig.force.set()
+    await rig.clock.settle()
+    assert rig.running.done()
 
 
 async def test_force_leaves_a_stubborn_actor_behind_after_a_second(rig: Rig) -> None:

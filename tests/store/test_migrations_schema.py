@@ -170,7 +170,7 @@ async def test_attachment_indexes_have_the_promised_names(db: Connection) -> Non
 
 
 async def test_what_goes_with_a_ticket_and_what_stays(db: Connection) -> None:
-    """S0-16, S2-29: files, comments and assignees cascade; the journal is the service's to erase."""
+    """S0-16, S2-29: files, comments, assignees cascade; the journal is the service's to erase."""
     owner = await ticket(db)
     user = await db.fetchval("INSERT INTO users (email, name) VALUES ('a@b', 'A') RETURNING id")
     await db.execute(ATTACHMENT, owner, "x", 1, "PENDING", None)

@@ -225,6 +225,7 @@ class HostileClamd:
         self._quiet = asyncio.Event()
         self.host = "127.0.0.1"
         self.port = 0
+        self.version = b"ClamAV 9.9.9/12345/Mon Jan  1 00:00:00 2024\0"
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -258,7 +259,7 @@ class HostileClamd:
             if command == b"zPING\0":
                 writer.write(b"PONG\0")
             elif command == b"zVERSION\0":
-                writer.write(b"ClamAV 9.9.9/12345/Mon Jan  1 00:00:00 2024\0")
+                writer.write(self.version)
             else:
                 self.heard.append(heard := Heard(command))
                 await self.script(reader, writer, heard)

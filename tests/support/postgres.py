@@ -28,14 +28,14 @@ TEMPLATE = "itdesk_template"
 _PREFIX = "itdesk-test-"
 # In memory when there is some to spare: a database is hundreds of files, made for every test.
 _SHM = "/dev/shm"
-_ROOT = _SHM if os.access(_SHM, os.W_OK) and shutil.disk_usage(_SHM).free > 1 << 30 else "/tmp"
+FAST_DIR = _SHM if os.access(_SHM, os.W_OK) and shutil.disk_usage(_SHM).free > 1 << 30 else "/tmp"
 
 
 class Server:
     """A PostgreSQL server that a test may stop, kill, freeze and start again."""
 
     def __init__(self, *, durable: bool = False) -> None:
-        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_ROOT))
+        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=FAST_DIR))
         self.state_dir.chmod(0o711)
         self.port = _free_port()
         self._prepared = False
@@ -164,7 +164,7 @@ def _free_port() -> int:
 
 def _sweep() -> None:
     """Delete what killed test runs left: a directory whose lock nobody holds."""
-    for state_dir in Path(_ROOT).glob(f"{_PREFIX}*"):
+    for state_dir in Path(FAST_DIR).glob(f"{_PREFIX}*"):
         try:
             with (state_dir / "postgres/lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

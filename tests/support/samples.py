@@ -161,7 +161,9 @@ def compressed(content: bytes, how: str) -> bytes:
     """Return the content compressed with "gz", "bz2" or "xz"; "" leaves it as it is."""
     if how == "gz":
         return gzip.compress(content, mtime=0)
-    return {"": lambda c: c, "bz2": bz2.compress, "xz": lzma.compress}[how](content)
+    if how == "bz2":
+        return bz2.compress(content)
+    return lzma.compress(content) if how == "xz" else content
 
 
 def mail(name: str, content: bytes) -> bytes:

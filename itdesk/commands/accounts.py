@@ -1,0 +1,137 @@
+"""People and tickets from the shell, for scripts and for the first steps."""
+
+import sys
+from typing import Any, TypeVar
+
+import click
+import orjson
+from pydantic import BaseModel
+
+from itdesk.api.payload import parse
+from itdesk.api.tickets import TicketBody
+from itdesk.api.users import UserOpening
+from itdesk.commands.context import Context, run
+from itdesk.desk import Desk
+from itdesk.desk.accounts import NewUser
+from itdesk.errors import NotFound
+from itdesk.model import Caller, Priority, Role, Source, User
+
+M = TypeVar("M", bound=BaseModel)
+
+OPERATOR = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.CLI)
+
+
+@click.group()
+def user() -> None:
+    """Open accounts."""
+
+
+@user.command()
+@click.option("--email", required=True)
+@click.option("--name", help="How the person is called [the part before the @].")
+@click.option("--role", default="user", show_default=True, help="user, agent, manager or admin.")
+@click.option("--department")
+@click.option("--password-stdin", is_flag=True, help="Read the password from stdin's first line.")
+@click.option("--token", is_flag=True, help="Print an access token, alone, on stdout.")
+@click.pass_obj
+def create(
+    context: Context,
+    email: str,
+    name: str | None,
+    role: str,
+    department: str | None,
+    password_stdin: bool,
+    token: bool,
+) -> None:
+    """Open an account; one that is there already is left as it is."""
+    settings = context.settings()
+    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else None
+
+    async def work() -> None:
+        wanted = _checked(
+            UserOpening,
+            email=email,
+            name=name or email.partition("@")[0],
+            role=role,
+            password=password,
+            department=department,
+        )
+        async with context.desk(settings) as desk:
+            person, is_new = await _opened(desk, wanted)
+            if not is_new:
+                click.echo(f"{person.email} has an account already; it was left as it is", err=True)
+            if token:
+                click.echo((await desk.sessions.issue_for(person)).access_token)
+            elif is_new:
+                click.echo(f"{person.email} is {person.role}, id {person.id}")
+
+    run(work())
+
+
+async def _opened(desk: Desk, wanted: UserOpening) -> tuple[User, bool]:
+    try:
+        return await desk.accounts.find(wanted.email), False
+    except NotFound:
+        return await desk.accounts.create(OPERATOR, NewUser(**wanted.model_dump())), True
+
+
+@click.group()
+def token() -> None:
+    """Issue access tokens."""
+
+
+@token.command()
+@click.option("--email", required=True, help="Whose token.")
+@click.pass_obj
+def issue(context: Context, email: str) -> None:
+    """Print an access token for somebody, alone, on stdout."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            click.echo((await desk.sessions.issue_for(person)).access_token)
+
+    run(work())
+
+
+@click.group()
+def ticket() -> None:
+    """Open tickets."""
+
+
+@ticket.command("create")
+@click.option("--title", required=True)
+@click.option("--description", default="")
+@click.option("--priority", default=Priority.MEDIUM.value, show_default=True)
+@click.option("--category")
+@click.option("--department")
+@click.option("--project", help="Key of the project [tickets.default_project].")
+@click.option("--tag", "tags", multiple=True, help="May be given more than once.")
+@click.option("--reporter", help="E-mail address of whom the ticket is for.")
+@click.pass_obj
+def create_ticket(context: Context, /, reporter: str | None, **fields: Any) -> None:
+    """Open a ticket and print its key."""
+    settings = context.settings()
+
+    async def work() -> None:
+        body = _checked(TicketBody, **{k: list(v) if k == "tags" else v for k, v in fields.items()})
+        async with context.desk(settings) as desk:
+            caller = OPERATOR if reporter is None else await _as(desk, reporter)
+            click.echo((await desk.tickets.create(caller, body.wanted())).key)
+
+    run(work())
+
+
+async def _as(desk: Desk, email: str) -> Caller:
+    person = await desk.accounts.find(email)
+    return Caller(person.id, person.name, person.role, Source.CLI, person.email)
+
+
+def _checked(model: type[M], **given: Any) -> M:
+    """Return what was typed as the API would take it, or raise Invalid with all problems."""
+    said = {name: value for name, value in given.items() if value is not None}
+    return parse(model, orjson.dumps(said))
+
+
+COMMANDS: list[click.Command] = [user, token, ticket]

@@ -1,0 +1,134 @@
+"""The database: wait for it, bring its schema to head, compare, go back."""
+
+import sys
+from typing import cast
+
+import click
+
+from itdesk import daemon
+from itdesk.commands.context import FAILURE, USAGE, Context, run
+from itdesk.config import Settings
+from itdesk.store.migrations import Migrated, Migrations, Stamp, Verification
+
+NO_URL, DIFFERENT = 3, 4
+
+
+@click.group()
+def db() -> None:
+    """Wait for, migrate and check the database."""
+
+
+@db.command()
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait.")
+@click.pass_obj
+def wait(context: Context, timeout: float) -> None:
+    """Return 0 when the database answers, 1 when it does not in time, 2 without a URL."""
+    settings = context.settings()
+    _require_database(context, settings, status=USAGE)
+
+    async def work() -> str | None:
+        async with daemon.database_url(settings) as url:
+            return await Migrations(url).wait(timeout)
+
+    problem = run(work())
+    if problem is not None:
+        click.echo(f"The database did not answer within {timeout:g} s: {problem}", err=True)
+        sys.exit(FAILURE)
+    click.echo("The database answers.")
+
+
+@db.command()
+@click.option(
+    "--stamp",
+    type=click.Choice(["auto", "never", "only"]),
+    default="auto",
+    show_default=True,
+    help="What to do with a schema that has no record of its migrations.",
+)
+@click.pass_obj
+def migrate(context: Context, stamp: str) -> None:
+    """Bring the schema to head; safe to run again, and on several hosts at once."""
+    settings = context.settings()
+
+    async def work() -> Migrated:
+        async with daemon.database_url(settings) as url:
+            return await Migrations(url).migrate(cast(Stamp, stamp))
+
+    done = run(work())
+    for name in done.stamped:
+        click.echo(f"recorded {name}, which was there already")
+    for name in done.applied:
+        click.echo(f"applied {name}")
+    for name in done.pending:
+        click.echo(f"left pending {name}")
+    if not done.pending:
+        click.echo("The schema is at head.")
+
+
+@db.command()
+@click.pass_obj
+def verify(context: Context) -> None:
+    """Print current and expected head: 0 equal, 4 different, 3 without a URL."""
+    settings = context.settings()
+    _require_database(context, settings, status=NO_URL)
+
+    async def work() -> Verification:
+        async with daemon.database_url(settings) as url:
+            return await Migrations(url).verify()
+
+    found = run(work())
+    click.echo(f"current:  {found.status.current or 'nothing'}")
+    click.echo(f"expected: {found.status.expected or 'nothing'}")
+    for name in found.status.pending:
+        click.echo(f"pending: {name}")
+    for name in found.status.unknown:
+        click.echo(f"unknown to this version: {name}")
+    for difference in found.differences:
+        click.echo(f"different: {difference}")
+    if not found.equal:
+        sys.exit(DIFFERENT)
+
+
+@db.command()
+@click.option("--to", required=True, help="The migration to keep as the last one, or base.")
+@click.option("--yes", is_flag=True, help="Do it: what the migrations held is lost.")
+@click.pass_obj
+def downgrade(context: Context, to: str, yes: bool) -> None:
+    """Undo every migration after one (development)."""
+    settings = context.settings()
+    if not yes:
+        raise click.UsageError(
+            "This drops tables and what is in them. Make a backup, then add --yes."
+        )
+
+    async def work() -> tuple[str, ...]:
+        async with daemon.database_url(settings) as url:
+            return await Migrations(url).downgrade(to)
+
+    for name in run(work()):
+        click.echo(f"undid {name}")
+
+
+@db.command()
+@click.argument("name")
+def new(name: str) -> None:
+    """Write an empty migration and its rollback (development)."""
+
+    async def work() -> None:
+        path = Migrations("postgresql://").new(name)
+        click.echo(f"{path}\n{path.with_suffix('.rollback.sql')}")
+
+    run(work())
+
+
+def _require_database(context: Context, settings: Settings, *, status: int) -> None:
+    if settings.embedded and not context.has_embedded_database:
+        click.echo(
+            "database.url is not set (DATABASE_URL), and there is no embedded database in"
+            f" {context.state_dir} either. Set it, or run `itdesk serve` once.",
+            err=True,
+        )
+        sys.exit(status)
+
+
+COMMANDS: list[click.Command] = [db]

@@ -1,0 +1,209 @@
+"""Running the desk: serve, set up, check, scan."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+import click
+import orjson
+
+from itdesk import daemon
+from itdesk.actors.scanner import Scanner
+from itdesk.api import ROUTES
+from itdesk.api.openapi import routes_table
+from itdesk.commands.context import FAILURE, USAGE, Context, run
+from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
+from itdesk.config import check as check_settings
+from itdesk.desk import doctor as doctors
+from itdesk.desk.tokens import Keys
+from itdesk.runtime import log, systemd
+from itdesk.runtime.actor import TICK
+from itdesk_plugins.clamav import ClamavSettings
+
+
+@click.command()
+@click.option("--host", help="Address to listen on [server.host].")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one [server.port].")
+@click.option("--reload", is_flag=True, hidden=True)
+@click.pass_obj
+def serve(context: Context, host: str | None, port: int | None, reload: bool) -> None:
+    """Run the service desk until SIGTERM."""
+    if reload:
+        raise click.UsageError("--reload is not offered: restart itdesk, it takes a second.")
+    settings = context.settings({"server.host": host, "server.port": port})
+    for warning in settings.warnings:
+        log.get_logger("config").warning(warning)
+
+    def ready(told: daemon.Ready) -> None:
+        lines = [f"listening on {told.url}"]
+        if told.first_admin is not None:
+            address, password = told.first_admin
+            lines.append(f"first administrator: {address} password: {password}")
+        lines.append(f"API documentation: {told.url}/docs")
+        click.echo("\n".join(lines))
+        sys.stdout.flush()
+
+    run(daemon.serve(settings, ready, fds=systemd.listen_fds()))
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Overwrite a configuration file that is there.")
+@click.pass_obj
+def init(context: Context, force: bool) -> None:
+    """Write a configuration file and a signing key, and create the first administrator."""
+    path = find_config(context.config, os.environ) or SYSTEM_CONFIG
+    settings = context.settings() if path.exists() else None
+    if path.exists() and not force:
+        click.echo(f"{path} is there already and was left as it is (--force writes it anew)")
+    else:
+        _write_config(path)
+        click.echo(f"wrote {path}: read it, every option has a line that explains it")
+        settings = Context(path, context.state_dir).settings()
+    assert settings is not None
+    if settings.auth.jwt_secret is None:
+        settings.jwt_key_path.parent.mkdir(parents=True, exist_ok=True)
+        Keys.load_or_create(settings.jwt_key_path, algorithm=settings.auth.jwt_algorithm)
+        click.echo(f"the signing key is {settings.jwt_key_path}")
+
+    async def work() -> None:
+        async with Context(path, context.state_dir).desk(settings) as desk:
+            created = await daemon.first_administrator(desk)
+        if created is None:
+            click.echo("there are accounts already; none was created")
+        else:
+            click.echo(f"first administrator: {created[0]} password: {created[1]}")
+
+    run(work())
+
+
+def _write_config(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((files("itdesk_etc") / "itdesk.toml").read_text())
+        path.chmod(0o640)
+    except OSError as exc:
+        click.echo(f"{path} cannot be written: {exc.strerror}. Name another with --config.")
+        sys.exit(FAILURE)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Scan what waits now, then end.")
+@click.pass_obj
+def scan(context: Context, once: bool) -> None:
+    """Scan attachments that wait, beside the daemon or without it."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            limit = settings.storage.max_file_size
+            scanner = Scanner(desk.scans, settings.scanner, max_file_size=limit)
+            if once:
+                scanner.tell(TICK)
+                while len(scanner.mailbox):
+                    await scanner.step()
+            else:
+                supervisor = daemon.supervisor_of(desk)
+                supervisor.add(scanner)
+                await supervisor.run(daemon.signals()[0])
+            if desk.scans.problems:
+                click.echo("nothing could be scanned; `itdesk doctor` says why", err=True)
+                sys.exit(FAILURE)
+
+    run(work())
+
+
+@click.group()
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command("show")
+@click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
+@click.pass_obj
+def show_config(context: Context, as_json: bool) -> None:
+    """Print the effective settings, defaults included, secrets masked."""
+    settings = context.settings()
+    click.echo(_shown(settings, as_json=as_json))
+
+
+@config.command()
+@click.pass_obj
+def check(context: Context) -> None:
+    """Check the settings and try what they name; every problem at once."""
+    report = examine(config_path=context.config, state_dir=context.state_dir, environ=os.environ)
+    problems = [str(problem) for problem in report.problems]
+    warnings = list(report.warnings)
+    click.echo(_shown(report.settings, as_json=False))
+    checked = check_settings(report.settings, os.environ)
+    problems += [str(problem) for problem in checked.problems]
+    warnings += [warning for warning in checked.warnings if warning not in warnings]
+    if not problems:
+        problems += run(_unwell(context, context.settings()))
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        sys.exit(USAGE)
+    click.echo("# the settings are good", err=True)
+
+
+async def _unwell(context: Context, settings: Settings) -> list[str]:
+    found = [finding async for finding in _findings(context, settings)]
+    return [f"{f.part}: {f.said}: {f.remedy}" for f in found if not f.ok]
+
+
+@click.command()
+@click.pass_obj
+def doctor(context: Context) -> None:
+    """Try each configured part for real, and say what fails and how to mend it."""
+    settings = context.settings()
+
+    async def work() -> bool:
+        well = True
+        async for finding in _findings(context, settings):
+            mark = "ok  " if finding.ok else "FAIL"
+            click.echo(f"{mark} {finding.part}: {finding.said}")
+            if not finding.ok:
+                click.echo(f"     -> {finding.remedy}")
+            well = well and finding.ok
+        return well
+
+    if not run(work()):
+        sys.exit(FAILURE)
+
+
+async def _findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
+    async with daemon.database_url(settings) as url:
+        well = True
+        findings = doctors.examine_database(url, production=settings.production)
+        async for finding in findings:
+            well = well and (finding.ok or finding.part == "accounts")
+            yield finding
+        if well:
+            async with daemon.open_desk(settings, url) as desk:
+                async for finding in doctors.examine(desk):
+                    yield finding
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def routes(as_json: bool) -> None:
+    """Print the table of routes with who may call what."""
+    table = routes_table(ROUTES)
+    if as_json:
+        click.echo(orjson.dumps(table, option=orjson.OPT_INDENT_2))
+        return
+    for row in table:
+        click.echo(f"{row['id']:<4} {row['method']:<7} {row['path']:<55} {row['who']:<9} "
+                   f"{row['summary']}")  # fmt: skip
+
+
+def _shown(settings: Settings, *, as_json: bool) -> str:
+    # Operators look here for where clamd is looked for, switched on or not.
+    return show(settings, json=as_json, plugin_models={"clamav": ClamavSettings})
+
+
+COMMANDS: list[click.Command] = [serve, init, scan, config, doctor, routes]

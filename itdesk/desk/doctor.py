@@ -1,0 +1,84 @@
+"""Tries every configured part for real, and says of what fails how to mend it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+
+from itdesk.desk import Desk
+from itdesk.errors import DeskError
+from itdesk.store.migrations import Migrations
+
+OLDEST_POSTGRES = 15
+DEMO_ADDRESSES = (
+    "admin@example.com",
+    "maintainer@example.com",
+    "reporter@example.com",
+    "admin@company.com",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What trying one part came to; `remedy` says what to do when it is not ok."""
+
+    part: str
+    ok: bool
+    said: str
+    remedy: str = ""
+
+
+async def examine_database(url: str, *, production: bool) -> AsyncIterator[Finding]:
+    """Try the database and its schema, without the rest of the desk."""
+    try:
+        conn = await asyncpg.connect(url, timeout=10, command_timeout=10)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        said = str(exc).strip() or type(exc).__name__
+        yield Finding("database", False, said, "start PostgreSQL, or correct database.url")
+        return
+    try:
+        version = conn.get_server_version()
+        ok = version.major >= OLDEST_POSTGRES
+        remedy = f"itdesk needs PostgreSQL {OLDEST_POSTGRES} or later: upgrade the server"
+        yield Finding("database", ok, f"PostgreSQL {version.major}.{version.minor}", remedy)
+        status = await Migrations(url).status(conn)
+        said = f"at {status.current or 'nothing'}, expected {status.expected}"
+        remedy = "run `itdesk db migrate`" if not status.unknown else "install the newer itdesk"
+        yield Finding("schema", status.at_head, said, remedy)
+        if production and status.at_head:
+            yield await _demo_accounts(conn)
+    finally:
+        await conn.close()
+
+
+async def _demo_accounts(conn: "asyncpg.Connection[asyncpg.Record]") -> Finding:
+    query = "SELECT email FROM users WHERE lower(email) = ANY ($1::text[]) ORDER BY email"
+    found = [row["email"] for row in await conn.fetch(query, list(DEMO_ADDRESSES))]
+    return Finding(
+        "accounts",
+        not found,
+        f"demo accounts: {', '.join(found)}" if found else "no demo accounts",
+        "delete them: their password is known to everybody",
+    )
+
+
+async def examine(desk: Desk) -> AsyncIterator[Finding]:
+    """Try storage by a round trip, every scan engine by known samples, and every plugin."""
+    try:
+        await desk.attachments.check_storage()
+        yield Finding("storage", True, "wrote, read and deleted a probe")
+    except DeskError as exc:
+        yield Finding("storage", False, exc.message, "see [storage] and the log")
+    await desk.scans.trusted()
+    problems = desk.scans.problems
+    for name in desk.scans.engines:
+        weak = problems.get(name, [])
+        said = "; ".join(weak) or "found the samples it must find"
+        yield Finding(f"scan engine {name}", not weak, said, f"see [plugins.{name}]")
+    for name, weak in problems.items():
+        if name not in desk.scans.engines:
+            remedy = "set CLAMAV_HOST, or install itdesk[embedded] for yara"
+            yield Finding(name, False, "; ".join(weak), remedy)
+    for name, health in (await desk.plugins.health()).items():
+        remedy = f"see [plugins.{name}] and the log"
+        yield Finding(f"plugin {name}", health.ok, health.reason or "loaded", remedy)
