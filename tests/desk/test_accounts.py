@@ -16,7 +16,7 @@ from itdesk.desk.accounts import NewUser
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, InvalidCredentials, NotFound
 from itdesk.model import SYSTEM, Caller, Role, User
 from itdesk.store.paging import Window, encode_cursor
-from tests.support.people import PASSWORD, Office, another_node, opened
+from tests.support.people import PASSWORD, Office, another_node, opened, outside, until_blocked
 
 INJECTIONS = [
     "' OR 1=1 --",
@@ -428,6 +428,17 @@ async def test_a_password_that_changed_meanwhile_is_not_overwritten(
     assert sum(isinstance(answer, User) for answer in answers) == 1
 
 
+@pytest.mark.parametrize("wanted", [{"password": "quite another phrase"}, {"is_active": False}])
+async def test_what_was_proved_before_is_void_after(
+    office: Office, root: Caller, ann: Caller, wanted: dict[str, Any]
+) -> None:
+    epoch = "SELECT auth_epoch FROM users WHERE id = $1"
+    await office.accounts.update(root, str(ann.user_id), {"name": "Ann", "role": Role.AGENT})
+    assert await office.value(epoch, ann.user_id) == 0
+    await office.accounts.update(root, str(ann.user_id), wanted)
+    assert await office.value(epoch, ann.user_id) == 1
+
+
 # --- the last administrator ---
 
 
@@ -539,6 +550,29 @@ async def test_a_deleted_assignee_leaves_each_ticket_by_one_version_and_one_even
     for event in events.values():
         assert (event["ticket_version"], event["actor_id"]) == (2, root.user_id)
         assert event["cause_id"] == deleted["id"]
+
+
+async def test_a_ticket_that_is_being_changed_and_its_assignee_do_not_wait_crosswise(
+    office: Office, root: Caller
+) -> None:
+    ann = await office.user("ann", Role.AGENT)
+    first, second = await office.ticket(None, ann.id), await office.ticket(None)
+    async with outside(office) as conn:
+        change = conn.transaction()
+        await change.start()
+        await conn.execute("UPDATE tickets SET version = version + 1")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(office.accounts.delete(root, ann.id))
+            await until_blocked(conn)
+            await conn.execute(
+                "INSERT INTO ticket_assignees (ticket_id, user_id) VALUES ($1, $2)", second, ann.id
+            )
+            await change.commit()
+    assert {event["ticket_id"] for event in await office.journal("ticket.updated")} == {
+        first,
+        second,
+    }
+    assert await office.value("SELECT count(*) FROM ticket_assignees") == 0
 
 
 async def test_assignees_are_the_active_agents_and_above_with_their_open_tickets(

@@ -66,7 +66,7 @@ async def test_a_deadline_cuts_the_block(clock: Clock) -> None:
         async with clock.deadline(0.01):
             await asyncio.Event().wait()
 
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         task = group.create_task(_outcome(slow()))
         if isinstance(clock, FakeClock):
             await clock.advance(0.01)

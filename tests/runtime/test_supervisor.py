@@ -234,8 +234,9 @@ async def test_a_bug_among_outages_is_a_bug(rig: Rig) -> None:
 
     await rig.start(Mixed())
     await rig.clock.advance(60)
+    assert rig.running.done()
     with pytest.raises(Escalated):
-        await rig.running
+        rig.running.result()
 
 
 def test_a_reason_names_neither_paths_nor_addresses_nor_secrets() -> None:

@@ -26,7 +26,8 @@ from tests.support.postgres import Server
 T = TypeVar("T")
 
 PASSWORD = "correct horse battery"
-READY_SECONDS = 60.0
+# What the clamd of the tests scans whole.
+SMALL_FILES = {"MAX_FILE_SIZE": "4000000", "ITDESK_PLUGINS__CLAMAV__MAX_FILE_SIZE": "4000000"}
 
 
 def wait(work: Awaitable[T]) -> T:
@@ -251,7 +252,7 @@ async def live_on(daemon: Daemon) -> Live:
 def live(pg_server: Server, clamd: Clamd) -> Iterator[Live]:
     """One daemon for all tests that only talk to it: PostgreSQL, clamd, files on disk."""
     url = wait(pg_server.create())
-    daemon = make_daemon(url, CLAMAV_HOST="127.0.0.1", CLAMAV_PORT=str(clamd.port))
+    daemon = make_daemon(url, CLAMAV_HOST="127.0.0.1", CLAMAV_PORT=str(clamd.port), **SMALL_FILES)
     daemon.start()
     try:
         yield wait(live_on(daemon))
