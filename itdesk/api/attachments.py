@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, MultipartReader, web
 from pydantic import Field, model_validator
 
 from itdesk.api import idempotency, payload
@@ -128,13 +128,13 @@ async def upload(call: Call) -> Reply:
     length = call.request.content_length
     if length is not None and length > _ENVELOPE:
         call.desk.attachments.require_size(length - _ENVELOPE)
-    part = await _file_part(call.request)
+    form, part = await _file_part(call.request)
     stashed = await call.desk.attachments.stash(
         call.caller,
         call.path["ticket"],
         filename=part.filename or "",
         mime=part.headers.get("Content-Type"),
-        chunks=_chunks(part),
+        chunks=_chunks(form, part),
     )
 
     async def act() -> Reply:
@@ -209,24 +209,28 @@ def _id(call: Call) -> UUID:
         raise NotFound.of("attachment") from None
 
 
-async def _file_part(request: web.Request) -> BodyPartReader:
+async def _file_part(request: web.Request) -> tuple[MultipartReader, BodyPartReader]:
     if not request.content_type.startswith("multipart/"):
         raise UnsupportedMedia("Send the file as multipart/form-data, in the field `file`.")
     try:
-        part = await (await request.multipart()).next()
+        form = await request.multipart()
+        part = await form.next()
     except ValueError as exc:
         raise BadRequest("The multipart body cannot be read.") from exc
     if not isinstance(part, BodyPartReader) or part.name != "file":
         raise Invalid.field("file", "must be the first and only field of the form")
     if not part.filename:
         raise Invalid.field("file", "must carry a filename")
-    return part
+    return form, part
 
 
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+async def _chunks(form: MultipartReader, part: BodyPartReader) -> AsyncIterator[bytes]:
     try:
         while chunk := await part.read_chunk(_CHUNK):
             yield chunk
+        # Only the closing boundary says that the file is whole.
+        if await form.next() is not None:
+            raise Invalid.field("file", "must be the first and only field of the form")
     except ValueError as exc:
         raise BadRequest("The multipart body ends in the middle.") from exc
 

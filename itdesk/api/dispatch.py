@@ -61,7 +61,7 @@ def build_app(desk: "Desk", routes: Iterable[Route]) -> web.Application:
 
     app = web.Application(middlewares=[dispatch], client_max_size=desk.settings.server.max_body)
     app[DISPATCHER] = dispatcher
-    app[DOCUMENT] = Document(routes)
+    app[DOCUMENT] = Document(routes, desk.settings.auth.cookie_name)
     # Everything matches here, so that one table and not aiohttp's router decides.
     app.router.add_route("*", "/{tail:.*}", _never, expect_handler=_patient)
     app.on_response_prepare.append(dispatcher.finish)

@@ -78,7 +78,7 @@ _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 async def openapi(call: Call) -> Reply:
     """Return this API as an OpenAPI 3.1 document."""
-    return Reply(call.request.app[DOCUMENT].content, 200, {"Cache-Control": "no-cache"})
+    return Reply(await call.request.app[DOCUMENT].content(), 200, {"Cache-Control": "no-cache"})
 
 
 async def swagger(call: Call) -> Reply:

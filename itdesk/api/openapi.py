@@ -1,10 +1,10 @@
 """The OpenAPI 3.1 document, derived from the table of routes and from nothing else."""
 
+import asyncio
 import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -100,14 +100,19 @@ REQUEST_HEADERS: Mapping[str, Json] = {
 class Document:
     """The document of a table of routes, made when it is first asked for and kept as bytes."""
 
-    def __init__(self, routes: Sequence[Route], cookie: str = "itdesk_access") -> None:
-        self.routes = routes
+    def __init__(self, routes: Sequence[Route], cookie: str) -> None:
+        self._routes = routes
         self._cookie = cookie
+        self._content: bytes | None = None
 
-    @cached_property
-    def content(self) -> bytes:
-        """Return the document as JSON."""
-        return orjson.dumps(document(self.routes, self._cookie))
+    async def content(self) -> bytes:
+        """Return the document as JSON; making it takes a while, so that a thread does it."""
+        if self._content is None:
+            self._content = await asyncio.to_thread(self._make)
+        return self._content
+
+    def _make(self) -> bytes:
+        return orjson.dumps(document(self._routes, self._cookie))
 
 
 DOCUMENT: web.AppKey[Document] = web.AppKey("openapi", Document)

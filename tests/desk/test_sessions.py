@@ -130,10 +130,10 @@ async def test_an_unknown_address_takes_as_long_as_a_wrong_password(database_url
     async def fastest(office: Office, email: str) -> float:
         times = []
         for _ in range(5):
-            begun = time.perf_counter()
+            begun = time.process_time()  # of all threads, whatever else the machine does
             with pytest.raises(InvalidCredentials):
                 await office.sessions.login(email, "wrong password")
-            times.append(time.perf_counter() - begun)
+            times.append(time.process_time() - begun)
         return min(times)
 
     async with opened(Office(database_url, auth=Auth(bcrypt_cost=10))) as office:

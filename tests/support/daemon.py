@@ -1,6 +1,7 @@
 """The real daemon as a process of its own, and people who talk to it over real sockets."""
 
 import asyncio
+import io
 import os
 import re
 import shutil
@@ -179,7 +180,7 @@ class Person:
         """Attach a file directly."""
         form = FormData()
         mime = how.pop("mime", "text/plain")
-        form.add_field("file", data, filename=name, content_type=mime)
+        form.add_field("file", io.BytesIO(data), filename=name, content_type=mime)
         return await self.call("POST", f"/api/v1/tickets/{ticket}/attachments", data=form, **how)
 
     async def scanned(self, attachment_id: str, *, seconds: float = 60.0) -> Any:
