@@ -89,6 +89,13 @@ def test_member_is_gone_after_the_walk_and_no_file_is_left(
     assert os.listdir(tmp_path) == ["upload"]
 
 
+def test_only_one_member_a_level_is_kept(put: Put) -> None:
+    kept: list[int] = []
+    path = put(samples.tarball(("a.zip", samples.crowd(50)), ("b.zip", samples.crowd(50))))
+    assert walk(path, on_member=lambda member: kept.append(len(os.listdir(member.parent)))) is None
+    assert len(kept) == 102 and max(kept) == 2
+
+
 def test_what_the_callback_raises_reaches_the_caller(put: Put) -> None:
     def refuse(path: Path) -> None:
         raise OSError("no room")
@@ -188,8 +195,10 @@ def test_declared_sizes_are_not_believed(put: Put) -> None:
     assert reason_of(put(bytes(content)), Limits(ratio=10_000, member_bytes=MIB)) == "limits"
 
 
-def test_walking_has_a_deadline(put: Put) -> None:
-    path = put(samples.archive(*[(str(n), os.urandom(99)) for n in range(900)]))
+@pytest.mark.parametrize("content", [b"", os.urandom(99)], ids=short)
+def test_walking_has_a_deadline(put: Put, content: bytes) -> None:
+    members = [(str(number), content) for number in range(900)]
+    path = put(samples.archive(*members, method=zipfile.ZIP_STORED))
     assert walk(path, seconds=0) == Finding(
         ScanReason.TIMEOUT, "looking into the archive took too long"
     )
@@ -281,6 +290,17 @@ def test_offset_outside_of_the_zip_is_a_finding(put: Put) -> None:
     place = content.index(b"PK\x01\x02") + 42
     content[place : place + 4] = (2**31).to_bytes(4, "little")
     assert reason_of(put(bytes(content))) == "unreadable"
+
+
+@pytest.mark.parametrize("offset", [2**40, 2**63, 2**64 - 1])
+def test_wide_offset_outside_of_the_zip_is_a_finding(put: Put, offset: int) -> None:
+    start = ZIP.index(b"PK\x01\x02")
+    entry = bytearray(ZIP[start : start + 51])
+    entry[30:32], entry[42:46] = (12).to_bytes(2, "little"), b"\xff" * 4
+    entry += b"\x01\x00\x08\x00" + offset.to_bytes(8, "little")
+    end = b"PK\x05\x06" + bytes(4) + b"\1\0" * 2
+    end += len(entry).to_bytes(4, "little") + start.to_bytes(4, "little") + bytes(2)
+    assert reason_of(put(ZIP[:start] + bytes(entry) + end)) == "unreadable"
 
 
 def test_zip64_fields_are_followed(put: Put) -> None:

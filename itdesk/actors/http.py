@@ -144,7 +144,12 @@ class HttpServer:
         for listening in self._listening:
             listening.close()
         self._listening.clear()
+        transports = [connection.transport for connection in self.connections]
         await self._runner.cleanup()
+        for transport in transports:
+            # What was closed may still wait for a client that takes nothing.
+            if transport is not None:
+                transport.abort()
 
     def reload_tls(self) -> None:
         """Read the certificate again; connections made from now on get the new one."""

@@ -42,6 +42,7 @@ def serve(context: Context, host: str | None, port: int | None, reload: bool) ->
             address, password = told.first_admin
             lines.append(f"first administrator: {address} password: {password}")
         lines.append(f"API documentation: {told.url}/docs")
+        lines.append(f"data: {settings.state_dir}")
         click.echo("\n".join(lines))
         sys.stdout.flush()
 

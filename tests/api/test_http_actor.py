@@ -58,7 +58,7 @@ class Gate:
     def routes(self) -> list[Route]:
         """Return what is served."""
         some: dict[str, Any] = {"who": Who.PUBLIC, "tag": "t"}
-        body = {"body_media": "application/octet-stream"}
+        body: dict[str, Any] = {"body_media": "application/octet-stream"}
         return [
             Route(id="G1", method="GET", path="/gate", handler=self.enter, **some),
             Route(id="G2", method="POST", path="/read", handler=self.read, **body, **some),
@@ -363,7 +363,7 @@ async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, ("127.0.0.1", server.port))
     await loop.sock_sendall(sock, b"GET /api/v1/pour HTTP/1.1\r\nHost: a\r\n\r\n")
-    await until(server, lambda: server.http.connections[0].writing_paused)
+    await until(server, lambda: any(c.writing_paused for c in server.http.connections))
     watch = Watch(server)
     assert await watch.after(0) is None
     assert await watch.after(31) == "take its answer"

@@ -300,6 +300,26 @@ async def test_file_is_read_outside_of_the_event_loop() -> None:
     assert reply.text == b"stream: OK\0" and reply.whole and reply.ended and reply.sent == MIB
 
 
+async def test_disk_that_hangs_costs_the_idle_time() -> None:
+    freed = threading.Event()
+
+    class Stuck(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            freed.wait()
+            return b""
+
+    try:
+        async with hostile(answers(b"stream: OK\0")) as server:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(9):
+                    client = Client((server.host, server.port), idle_seconds=0.2)
+                    started = asyncio.get_running_loop().time()
+                    await client.instream(Stuck())
+        assert asyncio.get_running_loop().time() - started < 5
+    finally:
+        freed.set()
+
+
 async def test_error_of_the_disk_is_not_taken_for_one_of_clamd() -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

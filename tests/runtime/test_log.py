@@ -128,21 +128,23 @@ async def test_access_lines_wait_for_the_flush_that_the_supervisor_orders(
     assert lines.events()[0]["path"] == "/last"
 
 
-def test_what_is_buffered_is_written_at_exit_and_never_to_stdout() -> None:
+@pytest.mark.parametrize(("last", "status"), [("1 / 0", 1), ("raise SystemExit(3)", 3)])
+def test_what_is_buffered_is_written_at_exit_and_never_to_stdout(last: str, status: int) -> None:
     program = (
         "from itdesk.runtime import log\n"
         "log.get_logger('cli').info('before', token='sesame-sesame')\n"
         "log.configure()\n"
         "log.access_line({'path': '/last'})\n"
-        "1 / 0\n"
+        f"{last}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == ""
-    before, access, crash = (orjson.loads(line) for line in done.stderr.splitlines())
+    assert done.returncode == status
+    before, access, *crash = (orjson.loads(line) for line in done.stderr.splitlines())
     assert (before["event"], before["token"]) == ("before", "***")
     assert access["path"] == "/last"
-    assert (crash["level"], crash["error"]) == ("critical", "ZeroDivisionError")
-    assert done.returncode == 1
+    if status == 1:
+        assert (crash[0]["level"], crash[0]["error"]) == ("critical", "ZeroDivisionError")
 
 
 # -- S-34: secrets
@@ -231,6 +233,27 @@ def test_a_registered_secret_is_in_no_line(channel: str, style: str, open_log: O
     if style == "json":
         for line in text.splitlines():
             assert isinstance(orjson.loads(line), dict)
+
+
+@pytest.mark.parametrize("before", range(5_975, 6_001, 5))
+def test_no_part_of_a_secret_survives_where_a_long_text_is_cut(lines: Lines, before: int) -> None:
+    logs.register_secret("swordfish-and-chips-tonight")
+    log.info("x", value="." * before + "swordfish-and-chips-tonight" + "." * 9_000)
+    text = lines.raw().decode()
+    assert not any(part in text for part in ("sword", "chips", "night"))
+
+
+def test_no_part_survives_of_a_secret_that_contains_another(lines: Lines) -> None:
+    for secret in ("swordfish", "swordfish-and-chips", "the swordfish-and-chips"):
+        logs.register_secret(secret)
+    log.info("x", value="<the swordfish-and-chips><swordfish-and-chips><swordfish>")
+    assert lines.events()[0]["value"] == "<***><***><***>"
+
+
+def test_a_line_out_of_a_secret_of_several_lines_is_masked(lines: Lines) -> None:
+    logs.register_secret(KNOWN["pem"])
+    log.info("x", value="near MIIEvQIBADANBgkq in -----BEGIN PRIVATE KEY-----")
+    assert lines.events()[0]["value"] == "near *** in -----BEGIN PRIVATE KEY-----"
 
 
 def test_a_registered_number_is_masked_and_the_line_stays_json(lines: Lines) -> None:

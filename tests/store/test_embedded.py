@@ -144,6 +144,14 @@ def runs(server: EmbeddedPostgres) -> bool:
     return server.alive
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 30
+    while not condition():
+        assert loop.time() < deadline, "waited in vain"
+        await asyncio.to_thread(os.sched_yield)
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
@@ -207,13 +215,9 @@ async def test_a_killed_owner_takes_its_server_along_and_the_next_recovers(
     async with embedded(state_dir) as server:
         assert gone(owner.pid) and server.pid != owner.pid and not server.shared
         assert await ask(server.url, "SELECT answer FROM kept") == 42
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + 10
     again = await (await spawn("daemon")).ready()
     again.process.kill()
-    while not gone(again.pid):
-        assert loop.time() < deadline, "the server outlives its owner"
-        await asyncio.to_thread(os.sched_yield)
+    await until(lambda: gone(again.pid))
 
 
 async def test_a_killed_server_is_brought_back_at_the_same_url(state_dir: Path) -> None:
@@ -272,6 +276,8 @@ async def test_a_daemon_waits_for_a_command_and_then_has_a_server_of_its_own(
         daemon = await spawn("daemon")
         waiting = asyncio.ensure_future(daemon.ready())
         done, _ = await asyncio.wait([waiting], timeout=0.5)
+        if done:
+            daemon.process.kill()
         assert not done
     await waiting
     assert not daemon.shared
@@ -333,8 +339,7 @@ async def test_an_orphaned_server_is_ended_first(state_dir: Path, spawn: Spawn) 
         stderr=subprocess.DEVNULL,
         **as_server(),
     )
-    while await refused(url):
-        await asyncio.to_thread(os.sched_yield)
+    await until(lambda: "ready" in (data / "postmaster.pid").read_text())
     async with embedded(state_dir) as server:
         assert not server.shared and await ask(server.url, "SELECT 1") == 1
     await orphan.wait()
@@ -343,8 +348,7 @@ async def test_an_orphaned_server_is_ended_first(state_dir: Path, spawn: Spawn) 
 async def test_a_first_start_that_was_cut_off_is_begun_again(state_dir: Path, spawn: Spawn) -> None:
     """kill -9 in the middle of initdb: half a directory never becomes the database."""
     first = await spawn("command")
-    while not names(state_dir, "postgres/data.*.new/*"):
-        await asyncio.to_thread(os.sched_yield)
+    await until(lambda: names(state_dir, "postgres/data.*.new/*") != [])
     first.process.kill()
     await first.process.wait()
     assert not (state_dir / "postgres/data").exists()
@@ -460,6 +464,8 @@ async def test_a_closed_directory_is_named_and_not_opened(state_dir: Path) -> No
     message = refusal.value.message
     assert f"The directory {state_dir} is closed to the account 'nobody'" in message
     assert "--state-dir" in message and "\n" not in message
+    with pytest.raises(EmbeddedError, match="closed to the account"):
+        await embedded(state_dir).start()
     assert mode(state_dir) == 0o700
 
 

@@ -80,7 +80,7 @@ class Daemon:
                 self.url = match[1]
             if match := re.match(r"first administrator: (\S+) password: (\S+)", line):
                 self.first_admin = match[1], match[2]
-            if line.startswith("API documentation"):
+            if line.startswith("data: "):
                 return
         raise AssertionError(f"the daemon did not start: {self.log.read_text()[-3000:]}")
 
