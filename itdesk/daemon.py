@@ -1,16 +1,15 @@
 """The composition root: the one place that builds everything, in order, on one page."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import asyncpg
 
 from itdesk import archives
+from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
 from itdesk.actors.reactor import Reactor
 from itdesk.actors.scanner import Scanner
@@ -29,7 +28,7 @@ from itdesk.desk.scans import Scans
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
-from itdesk.errors import ConfigError, Conflict, Unavailable
+from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
@@ -37,12 +36,13 @@ from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
-from itdesk.runtime.supervisor import Supervisor
+from itdesk.runtime.supervisor import Escalated, Supervisor
+from itdesk.store import head
 from itdesk.store.db import Database, Limits
-from itdesk.store.migrations import Migrations
 from itdesk.store.paging import Window
 
 FIRST_ADMIN = "admin@itdesk.local"
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _log = log.get_logger("daemon")
 _clock = Clock()
@@ -57,13 +57,12 @@ class Ready:
 
 
 @asynccontextmanager
-async def database_url(settings: Settings, *, daemon: bool = False) -> AsyncIterator[str]:
-    """Lend the address of the database, which is started first when it is the embedded one."""
+async def database_url(settings: Settings) -> AsyncIterator[str]:
+    """Lend a command the address of the database, started for it when it is the embedded one."""
     if settings.database.dsn is not None:
         yield settings.database.dsn
         return
-    role: Literal["daemon", "command"] = "daemon" if daemon else "command"
-    async with EmbeddedPostgres(settings.state_dir, role=role) as server:
+    async with EmbeddedPostgres(settings.state_dir) as server:
         yield server.url
 
 
@@ -138,7 +137,12 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
     storage = _chosen_storage(settings, await desk.plugins.storages(desk))
     engines = await desk.plugins.scan_engines(desk)
     spool = settings.state_dir / "spool"
-    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(
+            f"{spool} cannot be made: {exc.strerror}. Name another --state-dir."
+        ) from exc
     desk.attachments = Attachments(
         desk.db,
         storage,
@@ -181,25 +185,64 @@ async def serve(
     Raises DeskError when something needed at the start is missing, and Escalated when a critical
     part crashes again and again.
     """
-    stop, force = signals()
     for name in settings.failpoints:
         failpoints.arm(name)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(database_url(settings, daemon=True))
-        await at_head(settings, url, patience=settings.database.migration_wait_seconds)
-        desk = await stack.enter_async_context(open_desk(settings, url))
-        await desk.projects.ensure_default(
-            settings.tickets.default_project, settings.tickets.first_number
-        )
-        first_admin = None if settings.production else await first_administrator(desk)
-        supervisor = _actors(desk)
-        app = build_app(desk, await all_routes(desk))
-        server = HttpServer(app, settings.server, desk.clock, sockets=fds)
-        await server.start()
-        stack.push_async_callback(server.stop)
-        ready(Ready(server.url, first_admin))
+        try:
+            async with asyncio.timeout(None) as starting:
+                _cut_by_signal(starting)
+                supervisor, server, told = await _start(settings, stack, fds)
+        except TimeoutError:
+            if not starting.expired():
+                raise
+            return
+        # Nothing was awaited since the start was complete: no signal falls between the two.
+        stop, force = signals()
+        ready(told)
         systemd.notify(f"READY=1\nSTATUS=serving {server.url}")
         await _run(supervisor, server, stop, force)
+        if left := supervisor.abandoned():
+            # They ignore their cancellation: the interpreter would wait for them forever.
+            _log.error("actors left behind", actors=left)
+            log.flush(patience=1.0)
+            os._exit(1)
+
+
+async def _start(
+    settings: Settings, stack: AsyncExitStack, fds: Sequence[socket.socket]
+) -> tuple[Supervisor, HttpServer, Ready]:
+    """Get everything going, in order, down to the listening port; `stack` undoes it."""
+    embedded: EmbeddedPostgres | None = None
+    url = settings.database.dsn
+    if url is None:
+        embedded = EmbeddedPostgres(settings.state_dir, role="daemon")
+        url = (await stack.enter_async_context(embedded)).url
+    await at_head(settings, url, patience=settings.database.migration_wait_seconds)
+    desk = await stack.enter_async_context(open_desk(settings, url))
+    await _require_upload_dir(desk)
+    await desk.projects.ensure_default(
+        settings.tickets.default_project, settings.tickets.first_number
+    )
+    supervisor = _actors(desk, embedded)
+    app = build_app(desk, await all_routes(desk))
+    server = HttpServer(app, settings.server, desk.clock, sockets=fds)
+    await server.start()
+    stack.push_async_callback(server.stop)
+    # Last, because this password is told once: a start that fails must not have made it.
+    first_admin = None if settings.production else await first_administrator(desk)
+    return supervisor, server, Ready(server.url, first_admin)
+
+
+async def _require_upload_dir(desk: Desk) -> None:
+    """Refuse to start without a directory for files; a remote storage may come later."""
+    if desk.settings.storage.backend != "local":
+        return
+    try:
+        await desk.attachments.check_storage()
+    except StorageFull as exc:
+        _log.error("no room for attachments", problem=exc.message)
+    except DeskError as exc:
+        raise ConfigError(f"storage.local.upload_dir: {exc.message}") from exc
 
 
 async def _run(
@@ -207,6 +250,7 @@ async def _run(
 ) -> None:
     """Run the actors; on stop, first finish the requests in flight, then the actors."""
     drained = asyncio.Event()
+    escalated: Escalated | None = None
 
     async def drain() -> None:
         await stop.wait()
@@ -222,9 +266,13 @@ async def _run(
         helpers = [group.create_task(drain()), group.create_task(cut())]
         try:
             await supervisor.run(drained, force)
+        except Escalated as exc:
+            escalated = exc  # raised here, it would come out as a group
         finally:
             for helper in helpers:
                 helper.cancel()
+    if escalated is not None:
+        raise escalated
 
 
 def supervisor_of(desk: Desk) -> Supervisor:
@@ -242,9 +290,11 @@ def supervisor_of(desk: Desk) -> Supervisor:
     return supervisor
 
 
-def _actors(desk: Desk) -> Supervisor:
+def _actors(desk: Desk, embedded: EmbeddedPostgres | None) -> Supervisor:
     settings, scans = desk.settings, desk.scans
     supervisor = supervisor_of(desk)
+    if embedded is not None:
+        supervisor.add(EmbeddedDatabase(embedded))
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)
@@ -274,39 +324,8 @@ async def all_routes(desk: Desk) -> tuple[Route, ...]:
 
 async def at_head(settings: Settings, url: str, *, patience: float) -> None:
     """Return once the schema is the one that this version needs; migrate if told to."""
-    migrations = Migrations(url)
-    if settings.database.migrate_on_start:
-        problem = await migrations.wait(patience)
-        if problem is not None:
-            raise Unavailable(f"The database does not answer after {patience} s: {problem}")
-        done = await migrations.migrate()
-        if done.applied or done.stamped:
-            _log.info("schema migrated", applied=done.applied, stamped=done.stamped)
-        return
-    await _wait_for_head(migrations, url, patience)
-
-
-async def _wait_for_head(migrations: Migrations, url: str, patience: float) -> None:
-    """Wait until somebody has migrated the database, or raise what is missing."""
-    deadline = _clock.monotonic() + patience
-    problem = await migrations.wait(patience)
-    if problem is not None:
-        raise Unavailable(f"The database does not answer after {patience} s: {problem}")
-    told = False
-    while True:
-        conn = await asyncpg.connect(url, timeout=10)
-        try:
-            status = await migrations.status(conn)
-        finally:
-            await conn.close()
-        if status.at_head:
-            return
-        if status.unknown or _clock.monotonic() >= deadline:
-            status.require()
-        if not told:
-            told = True
-            _log.warning("waiting for migrations", pending=status.pending)
-        await _clock.sleep(1.0)
+    migrate = bool(settings.database.migrate_on_start)
+    await head.at_head(url, patience=patience, migrate=migrate, clock=_clock)
 
 
 async def first_administrator(desk: Desk) -> tuple[str, str] | None:
@@ -332,7 +351,21 @@ def signals() -> tuple[asyncio.Event, asyncio.Event]:
             force.set()
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    _on_signal(on_signal)
     return stop, force
+
+
+def _cut_by_signal(starting: asyncio.Timeout) -> None:
+    """Let the first signal cut the start short; a second one then kills."""
+
+    def on_signal() -> None:
+        for number in _STOPPING:
+            asyncio.get_running_loop().remove_signal_handler(number)
+        starting.reschedule(0)
+
+    _on_signal(on_signal)
+
+
+def _on_signal(act: Callable[[], None]) -> None:
+    for number in _STOPPING:
+        asyncio.get_running_loop().add_signal_handler(number, act)

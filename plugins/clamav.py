@@ -5,13 +5,13 @@ The one decision here: a file is clean when clamd, after the whole file was sent
 """
 
 import asyncio
-import io
 import re
 import socket
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,9 @@ from itdesk.hookspecs import Health, ScanEngine, Verdict, hookimpl
 from itdesk.model import ScanReason
 
 from . import clamav_probe
+
+if TYPE_CHECKING:
+    from itdesk.desk import Desk
 
 REPLY_LIMIT: Final = 4096
 VERSION_SECONDS: Final = 300.0  # freshclam changes it while clamd runs
@@ -40,7 +43,9 @@ class ClamavSettings(BaseModel):
     connect_seconds: float = Field(5.0, gt=0, description="how long connecting may take")
     idle_seconds: float = Field(30.0, gt=0, description="how long a chunk may make no progress")
     max_file_size: int = Field(
-        10 << 20, ge=1, description="largest file that clamd must scan whole; tried by the probe"
+        1 << 20,
+        ge=1,
+        description="what clamd must scan whole; at least storage.max_file_size",
     )
     probe_seconds: float = Field(60.0, gt=0, description="how long one probe sample may take")
 
@@ -231,7 +236,13 @@ class Engine:
         self._weak: list[str] = []
         self._trouble = "was not tried yet"
         self.max_file_size: int | None = settings.max_file_size
-        self.max_member_size: int | None = None
+        self.max_member_size: int | None = settings.max_file_size
+
+    def require(self, size: int) -> None:
+        """Have the probe make sure that files of this size are scanned whole."""
+        wanted = max(size, self._settings.max_file_size)
+        self._settings = self._settings.model_copy(update={"max_file_size": wanted})
+        self.max_file_size = wanted
 
     @property
     def health(self) -> Health:
@@ -259,20 +270,22 @@ class Engine:
             for sample in clamav_probe.samples(needed)
             if not await self._passes(sample)
         ]
-        if not problems:
-            self.max_member_size = 0
-            for member in clamav_probe.members(needed):
-                if not await self._passes(member):
-                    problems += [member.remedy] if member.size == needed else []
-                    break
-                self.max_member_size = member.size
+        largest = 0
+        for member in clamav_probe.members(needed) if not problems else ():
+            if not await self._passes(member):
+                problems += [] if largest else [member.remedy]
+                break
+            largest = member.size
+        self.max_member_size = largest or self.max_member_size
         self._weak = problems
         return problems
 
     async def _passes(self, sample: clamav_probe.Sample) -> bool:
-        content = await asyncio.to_thread(sample.build)
-        seconds = self._settings.probe_seconds
-        verdict = await self._scan(io.BytesIO(content), size=len(content), seconds=seconds)
+        with tempfile.TemporaryFile() as file:
+            await asyncio.to_thread(sample.write, file)
+            size = file.seek(0, 2)
+            file.seek(0)
+            verdict = await self._scan(file, size=size, seconds=self._settings.probe_seconds)
         if verdict.retry:
             raise Unavailable(f"clamd at {self._client} gave no verdict: {verdict.detail}.")
         return sample.passes(verdict)
@@ -342,7 +355,9 @@ class Plugin:
         self._engine = Engine(settings)
 
     @hookimpl
-    def itdesk_scan_engine(self) -> ScanEngine:
+    def itdesk_scan_engine(self, desk: "Desk") -> ScanEngine:
+        # What may be uploaded has to be scanned whole, or nothing is.
+        self._engine.require(desk.settings.storage.max_file_size)
         return self._engine
 
     @hookimpl

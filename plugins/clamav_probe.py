@@ -2,7 +2,7 @@
 
 Every sample must come back flagged, and each goes to clamd as any attachment would. Whatever
 holds the EICAR test file holds it as a member of its own, because the official signature knows
-it only as a whole file. The expensive ones are built only when they are sent: zeros, 1000:1.
+it only as a whole file. The expensive ones are built only when they are sent.
 """
 
 import io
@@ -11,6 +11,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import partial
+from typing import IO, BinaryIO
 
 from itdesk import archives
 from itdesk.hookspecs import Verdict
@@ -29,7 +31,7 @@ def eicar() -> bytes:
 class Sample:
     """A file, how clamd may answer it, and what to change when it answers otherwise."""
 
-    build: Callable[[], bytes]
+    write: Callable[[BinaryIO], object]
     passes: Callable[[Verdict], bool]
     remedy: str
     size: int = 0
@@ -38,41 +40,41 @@ class Sample:
 def samples(max_file_size: int) -> Iterator[Sample]:
     """Yield what a clamd must flag that is to be believed for files up to a size."""
     yield Sample(
-        eicar,
+        lambda file: file.write(eicar()),
         _infected,
         "clamd does not know the EICAR test file: install the signature database that "
         "`DatabaseDirectory` names (freshclam does).",
     )
     yield Sample(
-        lambda: _zip(("marker.com", eicar())),
+        lambda file: file.write(_zip(("marker.com", eicar()))),
         _infected,
         "clamd does not look into archives: set `ScanArchive yes` in clamd.conf.",
     )
     yield Sample(
-        lambda: _mail(eicar()),
+        lambda file: file.write(_mail(eicar())),
         _infected,
         "clamd does not look into mails: set `ScanMail yes` in clamd.conf.",
     )
     yield Sample(
-        _encrypted_zip,
+        lambda file: file.write(_encrypted_zip()),
         _encrypted,
         "clamd passes encrypted archives: set `AlertEncrypted yes` in clamd.conf.",
     )
     yield Sample(
-        _encrypted_pdf,
+        lambda file: file.write(_encrypted_pdf()),
         _encrypted,
         "clamd passes encrypted documents: set `AlertEncrypted yes` and `ScanPDF yes` in "
         "clamd.conf.",
     )
     yield Sample(
-        _deep_zip,
+        lambda file: file.write(_deep_zip()),
         _limits,
         "clamd passes what exceeds its limits: set `AlertExceedsMax yes` and `MaxRecursion` below "
         "100 in clamd.conf.",
     )
     mib = -(-max_file_size // MIB)
     yield Sample(
-        lambda: _full_zip(max_file_size),
+        lambda file: _full_zip(file, max_file_size),
         _infected,
         f"clamd does not scan files of {max_file_size} bytes: set `StreamMaxLength`, "
         f"`MaxFileSize` to at least {mib + 1}M and `MaxScanSize` to at least {2 * mib + 2}M in "
@@ -82,12 +84,16 @@ def samples(max_file_size: int) -> Iterator[Sample]:
 
 
 def members(max_file_size: int) -> Iterator[Sample]:
-    """Yield small zips with a member of growing size, the first of `max_file_size`."""
+    """Yield small zips with a member of growing size, up to what the archive walk lets pass.
+
+    The first is of `max_file_size`: a clamd that passes less is of no use.
+    """
     most = archives.Limits().member_bytes
-    sizes = (max_file_size, 16 * MIB, 25 * MIB, 40 * MIB, most)
-    for size in sorted({size for size in sizes if max_file_size <= size <= most}):
+    least = min(max_file_size, most)
+    sizes = (least, 16 * MIB, 25 * MIB, 40 * MIB, most)
+    for size in sorted({size for size in sizes if least <= size <= most}):
         yield Sample(
-            lambda size=size: _inflating_zip(size),  # type: ignore[misc]
+            partial(_inflating_zip, size=size),
             _infected_or_limits,
             f"clamd passes archives with a member of {size} bytes unscanned: set `MaxFileSize` "
             f"to at least {-(-size // MIB) + 1}M in clamd.conf.",
@@ -112,13 +118,11 @@ def _infected_or_limits(verdict: Verdict) -> bool:
 
 
 def _zip(*files: tuple[str, bytes]) -> bytes:
-    """Return a zip of these files; only the marker is deflated, so that no raw scan sees it."""
+    """Return a zip of these files, deflated so that no scan of the raw bytes sees the marker."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as writer:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as writer:
         for name, content in files:
-            small = len(content) < MIB
-            method = zipfile.ZIP_DEFLATED if small else zipfile.ZIP_STORED
-            writer.writestr(zipfile.ZipInfo(name), content, method)
+            writer.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -166,27 +170,38 @@ def _deep_zip() -> bytes:
     return content
 
 
-def _full_zip(size: int) -> bytes:
-    """Return a zip of `size` bytes (or a few more, when that has no room) with the marker last."""
+def _full_zip(file: BinaryIO, size: int) -> None:
+    """Write a zip of `size` bytes (or a few more, when that has no room) with the marker last."""
     around = len(_zip(("padding.bin", b""), ("marker.com", eicar())))
-    return _zip(("padding.bin", bytes(max(MIB, size - around))), ("marker.com", eicar()))
+    padding = max(0, size - around)
+    with zipfile.ZipFile(file, "w") as writer:
+        with writer.open("padding.bin", "w", force_zip64=padding > zipfile.ZIP64_LIMIT) as member:
+            _write_zeros(member, padding)
+        writer.writestr("marker.com", eicar(), zipfile.ZIP_DEFLATED)
 
 
-def _inflating_zip(size: int) -> bytes:
-    """Return a small zip of a tar of about `size` bytes with the marker at its end.
+def _inflating_zip(file: BinaryIO, size: int) -> None:
+    """Write a small zip of a tar of `size` bytes with the marker at its end.
 
     clamd scans what fits of a member that is too large and says nothing of the rest; many small
     files in the tar let it say nothing of them either.
     """
     padding, marker = tarfile.TarInfo("padding.bin"), tarfile.TarInfo("marker.com")
-    padding.size, marker.size = MIB // 2 - 512, len(eicar())
-    step = padding.tobuf() + bytes(padding.size)
-    buffer = io.BytesIO()
+    marker.size = len(eicar())
+    end = marker.tobuf() + eicar().ljust(512, b"\0") + bytes(1024)
+    left = max(0, size - len(end))
     with (
-        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as writer,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as writer,
         writer.open("member.tar", "w") as member,
     ):
-        for _ in range((size - 2048) // len(step)):
-            member.write(step)
-        member.write(marker.tobuf() + eicar().ljust(512, b"\0") + bytes(1024))
-    return buffer.getvalue()
+        while left >= 512:
+            padding.size = min(MIB // 2, left - 512) // 512 * 512
+            member.write(padding.tobuf())
+            _write_zeros(member, padding.size)
+            left -= 512 + padding.size
+        member.write(end + bytes(left))
+
+
+def _write_zeros(file: IO[bytes], count: int) -> None:
+    for start in range(0, count, MIB):
+        file.write(bytes(min(MIB, count - start)))

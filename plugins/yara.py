@@ -41,9 +41,6 @@ class YaraSettings(BaseModel):
         description="rule files, or directories of *.yar; none: the rules that come with itdesk",
     )
     start_seconds: float = Field(60.0, gt=0, description="how long compiling may take")
-    pass_opaque: bool = Field(
-        False, description="let archives pass that yara cannot look into (7z, rar, cab, iso ...)"
-    )
 
 
 class Worker:
@@ -67,8 +64,7 @@ class Worker:
         rules = [str(path) for path in settings.rules or [_SHIPPED]]
         try:
             async with asyncio.timeout(settings.start_seconds):
-                limits = {"opaque": settings.pass_opaque}
-                hello = await worker.ask({"rules": rules, "limits": limits})
+                hello = await worker.ask({"rules": rules})
         except TimeoutError as exc:
             raise Unavailable("The yara rules took too long to compile.") from exc
         if "version" not in hello:

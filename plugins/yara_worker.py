@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from itdesk.archives import Limits, walk
+from itdesk.archives import walk
 
 
 class Unusable(Exception):
@@ -50,12 +50,12 @@ class Scanner:
         self._scanner = yara_x.Scanner(compiler.build())
         self._late: type[Exception] = yara_x.TimeoutError
 
-    def scan(self, path: Path, *, seconds: float, limits: Limits) -> dict[str, str]:
+    def scan(self, path: Path, *, seconds: float) -> dict[str, str]:
         """Return what was found in a file: nothing, a rule's name, or why it was not scanned."""
         self._scanner.set_timeout(max(1, int(seconds)))
         try:
             self._look_at(path)
-            finding = walk(path, limits, seconds=seconds, on_member=self._look_at)
+            finding = walk(path, seconds=seconds, on_member=self._look_at)
         except Infected as infected:
             return {"rule": str(infected)}
         except self._late:
@@ -77,16 +77,13 @@ def main() -> None:
     except Unusable as exc:
         return _say({"unusable": str(exc)})
     _say({"version": scanner.version})
-    limits = Limits(**settings["limits"])
     for line in lines:
-        _say(_answer(scanner.scan, json.loads(line), limits))
+        _say(_answer(scanner.scan, json.loads(line)))
 
 
-def _answer(
-    scan: Callable[..., dict[str, str]], asked: dict[str, Any], limits: Limits
-) -> dict[str, str]:
+def _answer(scan: Callable[..., dict[str, str]], asked: dict[str, Any]) -> dict[str, str]:
     try:
-        return scan(Path(asked["path"]), seconds=asked["seconds"], limits=limits)
+        return scan(Path(asked["path"]), seconds=asked["seconds"])
     except Exception as exc:  # noqa: BLE001 the daemon has to hear of it, whatever it is
         return {"failure": f"{type(exc).__name__}: {exc}"}
 

@@ -1,3 +1,8 @@
 """Where the fixtures of all tests come from."""
 
-pytest_plugins = ["tests.support.postgres", "tests.support.clamd", "tests.support.daemon"]
+pytest_plugins = [
+    "tests.support.postgres",
+    "tests.support.clamd",
+    "tests.support.daemon",
+    "tests.support.desk",
+]

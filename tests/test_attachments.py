@@ -254,7 +254,7 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
 async def test_a_hostile_name_is_only_ever_text(live: Live, alice: Person, name: str) -> None:
-    """S-20: the key is opaque, nothing lies outside the root, the header parses (RFC 6266, 8187)."""
+    """S-20: the key is opaque, nothing lies outside the root, the header parses."""
     ticket = await alice.ticket()
     asked = {"original_filename": name, "mime": "text/plain", "size": len(TEXT)}
     answer = await alice.post(f"/tickets/{ticket['key']}/attachments/presign", asked)

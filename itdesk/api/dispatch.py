@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
@@ -82,6 +83,10 @@ class Dispatcher:
     def __init__(self, desk: "Desk", routes: tuple[Route, ...]) -> None:
         self._desk = desk
         self._settings = desk.settings
+        for route in routes:
+            if route.idempotent and route.who.role is None:
+                # All who are not signed in would share their keys, and so their answers.
+                raise ValueError(f"{route.method} {route.full_path}: idempotent needs a sign-in")
         self._router = Router(routes)
         self._origins = Origins(desk.settings)
         self._queries = {id(route): payload.QueryReader(route.query) for route in routes}
@@ -148,7 +153,7 @@ class Dispatcher:
             if exc.status < 400 and exchange.begun is None:
                 return web.Response(status=exc.status, headers=exc.headers)
             failure = _from_aiohttp(exc)
-        except web.RequestPayloadError:
+        except (web.RequestPayloadError, HttpProcessingError):
             failure = BadRequest("The body of the request cannot be read.")
         except Exception as exc:  # noqa: BLE001 - the last fence before the client
             if isinstance(exc, ConnectionError) and request.transport is None:
@@ -193,6 +198,7 @@ class Dispatcher:
             address=exchange.peer.address,
             route=route,
         )
+        payload.check_encoding(request)
         if route.body_media == render.JSON:
             payload.check_length(request, self._settings.server.max_body)
         if request.headers.get("Expect") is not None:

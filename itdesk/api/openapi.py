@@ -10,15 +10,12 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from pydantic import TypeAdapter
 
 import itdesk
 from itdesk.api.aliases import twins
 from itdesk.api.route import ListQuery, Route, Who
+from itdesk.api.schemas import REF, Json, Schemas
 
-Json = dict[str, Any]
-
-_REF = "#/components/schemas/"
 _UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _KEY = "[A-Z][A-Z0-9]{1,9}-[1-9][0-9]{0,17}"
 
@@ -92,7 +89,7 @@ REQUEST_HEADERS: Mapping[str, Json] = {
     },
     "If-Match": {
         "description": "The ETag that the change is based on; 412 when it is no longer current.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,18}")$'},
     },
 }
 
@@ -120,7 +117,7 @@ DOCUMENT: web.AppKey[Document] = web.AppKey("openapi", Document)
 
 def document(routes: Sequence[Route], cookie: str) -> Json:
     """Return the OpenAPI document of these routes."""
-    schemas = _Schemas(routes)
+    schemas = Schemas(routes)
     ids = _operation_ids(routes)
     paths: dict[str, Json] = {}
     for route in routes:
@@ -168,79 +165,8 @@ def routes_table(routes: Iterable[Route]) -> list[Json]:
     ]
 
 
-class _Schemas:
-    """The JSON schemas of all bodies, queries and answers, with shared definitions hoisted."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        inputs: dict[tuple[str, Any], tuple[str, Any, TypeAdapter[Any]]] = {}
-        for route in routes:
-            for model in (route.body, route.query):
-                if model is not None:
-                    self._want(inputs, "validation", model)
-            for answer in (route.response, *route.also.values()):
-                if answer is not None and not isinstance(answer, Mapping):
-                    self._want(inputs, "serialization", answer)
-        made, shared = TypeAdapter.json_schemas(
-            list(inputs.values()), ref_template=_REF + "{model}"
-        )
-        self._made = {
-            (mode, key): schema for (mode, key), schema in zip(inputs, made.values(), strict=True)
-        }
-        self.components: Json = dict(shared.get("$defs", {}))
-        for route in routes:
-            if route.query is not None:
-                self._parameters(route.query)
-
-    @staticmethod
-    def _want(inputs: Any, mode: str, kind: Any) -> None:
-        key = mode, repr(kind) if not isinstance(kind, type) else kind
-        if key not in inputs:
-            inputs[key] = (key, mode, TypeAdapter(kind))
-
-    def of(self, kind: Any, mode: str = "serialization") -> Json:
-        """Return the schema of a type, mostly a reference; a mapping is a schema by itself."""
-        if isinstance(kind, Mapping):
-            return dict(kind)
-        key = repr(kind) if not isinstance(kind, type) else kind
-        return dict(self._made[mode, key])
-
-    def parameters(self, query: Any) -> list[Json]:
-        """Return the parameters that a query takes."""
-        return self._made["validation", query]["parameters"]  # type: ignore[no-any-return]
-
-    def _parameters(self, query: Any) -> None:
-        """Turn the schema of a query into parameters, which OpenAPI keeps apart from bodies."""
-        schema = self._made["validation", query]
-        if "parameters" in schema:
-            return
-        schema = (
-            self.components.pop(schema["$ref"].removeprefix(_REF)) if "$ref" in schema else schema
-        )
-        required = schema.get("required", ())
-        parameters = []
-        for name, field in schema.get("properties", {}).items():
-            field = {key: value for key, value in field.items() if key != "title"}
-            parameter: Json = {"name": name, "in": "query", "required": name in required}
-            if "description" in field:
-                parameter["description"] = field.pop("description")
-            parameter["schema"] = _without_null(field)
-            parameters.append(parameter)
-        self._made["validation", query] = {"parameters": parameters}
-
-
-def _without_null(schema: Json) -> Json:
-    """Drop null from what a query parameter takes: a query string can only leave it out."""
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    if schema.get("default") is not None:
-        rest["default"] = schema["default"]
-    if len(options) == 1:
-        return {**options[0], **rest}
-    return {**rest, "anyOf": options} if options else rest
-
-
 def _operation(
-    route: Route, ids: Mapping[int, str], routes: Sequence[Route], schemas: _Schemas
+    route: Route, ids: Mapping[int, str], routes: Sequence[Route], schemas: Schemas
 ) -> Json:
     operation: Json = {
         "operationId": ids[id(route)],
@@ -291,12 +217,17 @@ def _path_parameters(route: Route) -> list[Json]:
     ]
 
 
-def _request_body(route: Route, schemas: _Schemas) -> Json:
+def _request_body(route: Route, schemas: Schemas) -> Json:
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
     elif route.body_media == "multipart/form-data":
         file = {"type": "string", "format": "binary"}
-        schema = {"type": "object", "required": ["file"], "properties": {"file": file}}
+        schema = {
+            "type": "object",
+            "required": ["file"],
+            "properties": {"file": file},
+            "additionalProperties": False,
+        }
     elif route.body_media != "application/json":
         schema = {"type": "string", "format": "binary"}
     else:
@@ -305,7 +236,7 @@ def _request_body(route: Route, schemas: _Schemas) -> Json:
 
 
 def _responses(
-    route: Route, ids: Mapping[int, str], routes: Sequence[Route], schemas: _Schemas
+    route: Route, ids: Mapping[int, str], routes: Sequence[Route], schemas: Schemas
 ) -> Json:
     success = _answer(route, route.status, route.response, schemas)
     links = _links(route, ids, routes)
@@ -318,17 +249,20 @@ def _responses(
         failure = _failure(status, codes)
         if str(status) in responses:
             schema = responses[str(status)]["content"]["application/json"]
-            schema["schema"] = {"anyOf": [schema["schema"], {"$ref": _REF + "Error"}]}
+            schema["schema"] = {"anyOf": [schema["schema"], {"$ref": REF + "Error"}]}
         else:
             responses[str(status)] = failure
     return responses
 
 
-def _answer(route: Route, status: int, kind: Any, schemas: _Schemas) -> Json:
+def _answer(route: Route, status: int, kind: Any, schemas: Schemas) -> Json:
     answer: Json = {"description": _phrase(status), "headers": _success_headers(route, status)}
-    if kind is not None and status not in (204, 304):
-        schema = {"type": "string", "format": "binary"} if kind is bytes else schemas.of(kind)
-        answer["content"] = {route.response_media: {"schema": schema}}
+    if kind is bytes:
+        # What a file is, only the file knows.
+        media = route.response_media.replace("application/octet-stream", "*/*")
+        answer["content"] = {media: {"schema": {"type": "string", "format": "binary"}}}
+    elif kind is not None and status not in (204, 304):
+        answer["content"] = {route.response_media: {"schema": schemas.of(kind)}}
     return answer
 
 
@@ -386,7 +320,7 @@ def _failure(status: int, codes: set[str]) -> Json:
     return {
         "description": f"{_phrase(status)}: {', '.join(sorted(codes))}",
         "headers": _header_refs(headers),
-        "content": {"application/json": {"schema": {"$ref": _REF + "Error"}}},
+        "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
     }
 
 

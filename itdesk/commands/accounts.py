@@ -117,6 +117,9 @@ def create_ticket(context: Context, /, reporter: str | None, **fields: Any) -> N
     async def work() -> None:
         body = _checked(TicketBody, **{k: list(v) if k == "tags" else v for k, v in fields.items()})
         async with context.desk(settings) as desk:
+            await desk.projects.ensure_default(
+                settings.tickets.default_project, settings.tickets.first_number
+            )
             caller = OPERATOR if reporter is None else await _as(desk, reporter)
             click.echo((await desk.tickets.create(caller, body.wanted())).key)
 

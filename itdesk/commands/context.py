@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import uvloop
 from itdesk import daemon
 from itdesk.config import Settings, load, secret_values
 from itdesk.desk import Desk
-from itdesk.errors import ConfigError, DeskError
+from itdesk.errors import ConfigError, DeskError, Invalid, Unavailable
 from itdesk.runtime import log
 from itdesk.runtime.supervisor import Escalated
 
@@ -42,7 +42,9 @@ class Context:
             )
         except ConfigError as exc:
             sys.exit(fail(exc))
-        log.configure(settings.log.level, settings.log.format)
+        # A person reads this: what goes well is said on stdout, once. `serve` and `scan` say more.
+        quiet = settings.log.level == "INFO"
+        log.configure("WARNING" if quiet else settings.log.level, settings.log.format)
         for secret in secret_values(settings):
             log.register_secret(secret)
         return settings
@@ -63,10 +65,12 @@ class Context:
 
 def fail(exc: DeskError) -> int:
     """Print what is wrong, a line a problem, and return the exit status that says so."""
-    click.echo(exc.message, err=True)
-    for field in exc.details.get("fields", ()):
-        click.echo(f"  {field['path']}: {field['problem']}", err=True)
-    return USAGE if isinstance(exc, ConfigError) else FAILURE
+    fields = exc.details.get("fields", ())
+    # What a library said of an outage may have several lines.
+    message = " ".join(exc.message.split()) if isinstance(exc, Unavailable) else exc.message
+    for line in [f"{field['path']}: {field['problem']}" for field in fields] or [message]:
+        click.echo(line, err=True)
+    return USAGE if isinstance(exc, (ConfigError, Invalid)) else FAILURE
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -75,6 +79,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return uvloop.run(work)
     except DeskError as exc:
         sys.exit(fail(exc))
+    except OSError as exc:
+        # A file or directory that cannot be used is the operator's to mend; the rest is a bug.
+        if exc.filename is None:
+            raise
+        click.echo(f"{exc.filename}: {exc.strerror}", err=True)
+        sys.exit(FAILURE)
+    except BaseExceptionGroup as group:
+        # Several tasks met one outage.
+        matched = group.subgroup(DeskError)
+        if matched is None or group.split(DeskError)[1] is not None:
+            raise
+        sys.exit(fail(next(_leaves(matched))))
     except Escalated as exc:
         click.echo(f"itdesk gave up: {exc}", err=True)
         sys.exit(FAILURE)
@@ -82,3 +98,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         sys.exit(INTERRUPTED)
     finally:
         log.flush(patience=1.0)
+
+
+def _leaves(group: "BaseExceptionGroup[DeskError]") -> Iterator[DeskError]:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _leaves(exc)
+        else:
+            yield exc

@@ -19,7 +19,13 @@ def db() -> None:
 
 
 @db.command()
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait.",
+)
 @click.pass_obj
 def wait(context: Context, timeout: float) -> None:
     """Return 0 when the database answers, 1 when it does not in time, 2 without a URL."""

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from itdesk import daemon
 from itdesk.actors.scanner import Scanner
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
-from itdesk.commands.context import FAILURE, USAGE, Context, run
+from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
 from itdesk.desk import doctor as doctors
 from itdesk.desk.tokens import Keys
+from itdesk.errors import ConfigError
 from itdesk.runtime import log, systemd
 from itdesk.runtime.actor import TICK
 from itdesk_plugins.clamav import ClamavSettings
@@ -33,6 +35,7 @@ def serve(context: Context, host: str | None, port: int | None, reload: bool) ->
     if reload:
         raise click.UsageError("--reload is not offered: restart itdesk, it takes a second.")
     settings = context.settings({"server.host": host, "server.port": port})
+    log.set_level(settings.log.level)
     for warning in settings.warnings:
         log.get_logger("config").warning(warning)
 
@@ -55,8 +58,10 @@ def serve(context: Context, host: str | None, port: int | None, reload: bool) ->
 def init(context: Context, force: bool) -> None:
     """Write a configuration file and a signing key, and create the first administrator."""
     path = find_config(context.config, os.environ) or SYSTEM_CONFIG
-    settings = context.settings() if path.exists() else None
-    if path.exists() and not force:
+    with _writing(path):
+        there = path.exists()
+    settings = context.settings() if there else None
+    if there and not force:
         click.echo(f"{path} is there already and was left as it is (--force writes it anew)")
     else:
         _write_config(path)
@@ -64,8 +69,7 @@ def init(context: Context, force: bool) -> None:
         settings = Context(path, context.state_dir).settings()
     assert settings is not None
     if settings.auth.jwt_secret is None:
-        settings.jwt_key_path.parent.mkdir(parents=True, exist_ok=True)
-        Keys.load_or_create(settings.jwt_key_path, algorithm=settings.auth.jwt_algorithm)
+        _make_key(settings)
         click.echo(f"the signing key is {settings.jwt_key_path}")
 
     async def work() -> None:
@@ -80,13 +84,32 @@ def init(context: Context, force: bool) -> None:
 
 
 def _write_config(path: Path) -> None:
-    try:
+    shipped = (files("itdesk_etc") / "itdesk.toml").read_text()
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text((files("itdesk_etc") / "itdesk.toml").read_text())
-        path.chmod(0o640)
+        if path.exists():
+            before = path.replace(path.with_name(f"{path.name}.old"))
+            click.echo(f"the one before is {before}")
+        path.touch(0o640)
+        path.write_text(shipped)
+
+
+def _make_key(settings: Settings) -> None:
+    path = settings.jwt_key_path
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Keys.load_or_create(path, algorithm=settings.auth.jwt_algorithm)
+        except ConfigError as exc:
+            sys.exit(fail(exc))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
-        click.echo(f"{path} cannot be written: {exc.strerror}. Name another with --config.")
-        sys.exit(FAILURE)
+        raise click.ClickException(f"{path} cannot be written: {exc.strerror}.") from exc
 
 
 @click.command()
@@ -95,6 +118,7 @@ def _write_config(path: Path) -> None:
 def scan(context: Context, once: bool) -> None:
     """Scan attachments that wait, beside the daemon or without it."""
     settings = context.settings()
+    log.set_level(settings.log.level)
 
     async def work() -> None:
         async with context.desk(settings) as desk:

@@ -3,7 +3,7 @@
 Order: flag, environment, TOML file, default. Every problem is found before the first one is told,
 and none shows a value: it may be a secret. `etc/itdesk.toml` says what each option means.
 
-Decisions kept here:
+Decisions:
 - Without configuration itdesk serves, on its own PostgreSQL; `config check` still fails naming
   `database.url` when neither the environment nor a file gives it, because whoever runs the check
   expects a configuration. A file without the option is a choice, and only a warning. In

@@ -91,9 +91,9 @@ def _by_option(name: str, errors: Iterable[ErrorDetails]) -> dict[Key, list[str]
         size = next(size for size in range(len(place), 0, -1) if place[:size] in OPTIONS)
         items = [part for part in error["loc"][size - 1 :] if isinstance(part, int)]
         where = f"item {items[0] + 1} " if items else ""
-        texts = found.setdefault(place[:size], [])
-        if where + _said(error) not in texts:
-            texts.append(where + _said(error))
+        text, texts = where + _said(error), found.setdefault(place[:size], [])
+        if text not in texts:
+            texts.append(text)
     return found
 
 

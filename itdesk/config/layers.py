@@ -43,7 +43,7 @@ class Problem:
 class Draft:
     """The values found so far; a later layer replaces what an earlier one said."""
 
-    secrets: Path
+    secrets_dir: Path
     values: dict[Key, object] = field(default_factory=dict)
     plugins_in_file: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Draft:
             self.problem(key, "must be the path of a file")
             return None
         try:
-            text = (self.secrets / value).read_text("utf-8").strip()
+            text = (self.secrets_dir / value).read_text("utf-8").strip()
         except (OSError, ValueError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else "it is not text"
             self.problem(key, f"names a file that cannot be read: {reason}")

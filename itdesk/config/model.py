@@ -92,9 +92,9 @@ class Database(Section):
     url: PostgresUrl | None = None
     pool_min: Annotated[int, Field(ge=1, le=1000)] = 2
     pool_max: Annotated[int, Field(ge=1, le=1000)] = 8
-    acquire_seconds: Seconds = 3
-    command_seconds: Seconds = 5
-    connect_seconds: Seconds = 3
+    acquire_seconds: Seconds = 1
+    command_seconds: Seconds = 3
+    connect_seconds: Seconds = 2
     migrate_on_start: bool | None = None
     migration_wait_seconds: Seconds = 120
 

@@ -146,8 +146,8 @@ class Accounts:
             ends = proved is not None or changed.get("is_active") is False
             after = await users.update(tx.conn, user_id, changed, void_proofs=ends)
             if ends:
-                keep = caller.session_id if caller.user_id == user_id else None
-                await self._sessions.end_all(tx, user_id, keep=keep if after.is_active else None)
+                keep = caller.session_id if after.is_active else None
+                await self._sessions.end_all(tx, user_id, keep=keep)
             self._sessions.refresh_state(tx, user_id)
             tx.record(_updated(caller, before.user, after, changed))
         return after

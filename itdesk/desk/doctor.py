@@ -7,6 +7,7 @@ import asyncpg
 
 from itdesk.desk import Desk
 from itdesk.errors import DeskError
+from itdesk.store import head
 from itdesk.store.migrations import Migrations
 
 OLDEST_POSTGRES = 15
@@ -31,24 +32,34 @@ class Finding:
 async def examine_database(url: str, *, production: bool) -> AsyncIterator[Finding]:
     """Try the database and its schema, without the rest of the desk."""
     try:
-        conn = await asyncpg.connect(url, timeout=10, command_timeout=10)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
-        said = str(exc).strip() or type(exc).__name__
-        yield Finding("database", False, said, "start PostgreSQL, or correct database.url")
+        conn = await asyncpg.connect(url, timeout=5, command_timeout=5)
+    except head.FAILURES as exc:
+        remedy = "start PostgreSQL, or correct database.url"
+        yield Finding("database", False, head.describe(exc), remedy)
         return
     try:
-        version = conn.get_server_version()
-        ok = version.major >= OLDEST_POSTGRES
-        remedy = f"itdesk needs PostgreSQL {OLDEST_POSTGRES} or later: upgrade the server"
-        yield Finding("database", ok, f"PostgreSQL {version.major}.{version.minor}", remedy)
-        status = await Migrations(url).status(conn)
-        said = f"at {status.current or 'nothing'}, expected {status.expected}"
-        remedy = "run `itdesk db migrate`" if not status.unknown else "install the newer itdesk"
-        yield Finding("schema", status.at_head, said, remedy)
-        if production and status.at_head:
-            yield await _demo_accounts(conn)
+        for finding in await _examined(conn, Migrations(url), production=production):
+            yield finding
+    except head.FAILURES as exc:
+        yield Finding("schema", False, head.describe(exc), "give the user the rights it needs")
     finally:
-        await conn.close()
+        conn.terminate()
+
+
+async def _examined(
+    conn: "asyncpg.Connection[asyncpg.Record]", migrations: Migrations, *, production: bool
+) -> list[Finding]:
+    version = conn.get_server_version()
+    ok = version.major >= OLDEST_POSTGRES
+    remedy = f"itdesk needs PostgreSQL {OLDEST_POSTGRES} or later: upgrade the server"
+    found = [Finding("database", ok, f"PostgreSQL {version.major}.{version.minor}", remedy)]
+    status = await migrations.status(conn)
+    said = f"at {status.current or 'nothing'}, expected {status.expected}"
+    remedy = "run `itdesk db migrate`" if not status.unknown else "install the newer itdesk"
+    found.append(Finding("schema", status.at_head, said, remedy))
+    if production and status.at_head:
+        found.append(await _demo_accounts(conn))
+    return found
 
 
 async def _demo_accounts(conn: "asyncpg.Connection[asyncpg.Record]") -> Finding:

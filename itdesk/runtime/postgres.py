@@ -154,6 +154,11 @@ class EmbeddedPostgres:
         self._rotate_log()
         if not self._data.exists():
             await self._initdb(bindir)
+        elif (owner := self._data.stat().st_uid) != self._uid():
+            raise EmbeddedError(
+                f"The database in {self._data} belongs to uid {owner}, and a server of this "
+                f"account would run as uid {self._uid()}. Run itdesk as the account that made it."
+            )
         self._socket_dir = self._make_socket_dir()
         self._process = self._spawn(bindir / "postgres", "-D", str(self._data), *self._options())
         while not self._running():
@@ -264,6 +269,9 @@ class EmbeddedPostgres:
         if self._account:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
         return path
+
+    def _uid(self) -> int:
+        return self._account.pw_uid if self._account else os.getuid()
 
     def _rotate_log(self) -> None:
         log_file = self._home / "log"

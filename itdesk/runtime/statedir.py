@@ -35,6 +35,31 @@ def default_state_dir(env: Mapping[str, str]) -> Path:
     return home / ".local/state/itdesk"
 
 
+def become_owner(state_dir: Path) -> None:
+    """As root, turn for good into the account that owns an existing state directory.
+
+    So root may run any command beside a daemon with an account of its own, and leaves no file
+    there that the daemon cannot read.
+    """
+    account = server_account()
+    if account is None:
+        return
+    try:
+        status = state_dir.stat()
+    except OSError:
+        return
+    if status.st_uid in (0, account.pw_uid):
+        return
+    try:
+        owner = pwd.getpwuid(status.st_uid)
+        os.initgroups(owner.pw_name, owner.pw_gid)
+        os.setgid(owner.pw_gid)
+    except KeyError:  # a bare uid, as in containers
+        os.setgroups([])
+        os.setgid(status.st_gid)
+    os.setuid(status.st_uid)
+
+
 def prepare_state_dir(path: Path) -> Path:
     """Return the state directory, made if need be such that the server's account can pass it."""
     path = path.absolute()

@@ -5,6 +5,7 @@ Hides how connections are kept and how PostgreSQL's failures are told apart: an 
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -40,7 +41,7 @@ class Limits:
 
     connections: int = 8
     connect_seconds: float = 2.0
-    acquire_seconds: float = 2.0
+    acquire_seconds: float = 1.0
     command_seconds: float = 3.0
 
 
@@ -83,8 +84,10 @@ class Database:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(_outage("The database is being closed."))
-        while self._idle:
-            await _close(self._idle.pop(), self.limits.connect_seconds)
+        # Side by side: a server that does not answer shall hold up the end only once.
+        async with asyncio.TaskGroup() as group:
+            while self._idle:
+                group.create_task(_close(self._idle.pop(), self.limits.connect_seconds))
 
     @property
     def in_use(self) -> int:
@@ -196,6 +199,8 @@ class Database:
             try:
                 async with asyncio.timeout(self.limits.connect_seconds):
                     await _prepare(conn)
+                if logging.getLogger().isEnabledFor(logging.DEBUG):
+                    conn.add_query_logger(_timed)
             except BaseException:
                 conn.terminate()
                 raise
@@ -245,6 +250,13 @@ async def _prepare(conn: Any) -> None:
         encoder=lambda value: value.bytes,
         decoder=lambda raw: UUID(bytes=bytes(raw)),
     )
+
+
+def _timed(query: Any) -> None:
+    """Log a statement with its time, and never its arguments: they are people's data."""
+    failed = None if query.exception is None else type(query.exception).__name__
+    statement = " ".join(query.query.split())
+    log.debug("sql", statement=statement, seconds=round(query.elapsed, 6), failed=failed)
 
 
 def _is_settled(conn: Any, exc: BaseException | None) -> bool:

@@ -37,8 +37,8 @@ SELECT 'constraint ' || relname || '.' || conname, pg_get_constraintdef(c.oid, t
   FROM ours JOIN pg_constraint AS c ON conrelid = ours.oid AND contype IN ('c', 'f', 'p', 'u', 'x')
 UNION ALL
 SELECT 'index ' || relname || '.' || indexrelid::regclass::text,
-       pg_get_indexdef(indexrelid, 0, true) || CASE WHEN indisvalid THEN '' ELSE ' (invalid)' END
-  FROM ours JOIN pg_index ON indrelid = ours.oid
+       pg_get_indexdef(indexrelid, 0, true)
+  FROM ours JOIN pg_index ON indrelid = ours.oid AND indisvalid
  WHERE NOT EXISTS (SELECT FROM pg_constraint
                    WHERE conindid = indexrelid AND contype IN ('p', 'u', 'x'))
 UNION ALL

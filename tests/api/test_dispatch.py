@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from itdesk.api import docs, system
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.matching import Router
 from itdesk.api.render import JSON
 from itdesk.api.route import Body, Call, Reply, Route, Who
@@ -102,6 +103,12 @@ async def redirect(call: Call) -> Reply:
     return Reply(None, 302, {"Location": "https://example.org/"})
 
 
+async def form(call: Call) -> Reply:
+    """Read a form."""
+    part = await (await call.request.multipart()).next()
+    return Reply({"name": part and part.headers})
+
+
 async def upload(call: Call) -> Reply:
     """Read a body of another kind."""
     return Reply({"size": len(await call.request.read())})
@@ -154,6 +161,7 @@ ROUTES = [
     _route("DELETE", "/attachments/{id}", show),
     _route("GET", "/ai", show, Who.AGENT),
     _route("GET", "/reports", show, Who.MANAGER),
+    _route("POST", "/form", form, Who.PUBLIC, body_media="multipart/form-data"),
     _route("GET", "/fail/{how}", fail, Who.PUBLIC),
     _route("GET", "/crash", crash, Who.PUBLIC),
     _route("GET", "/hang", hang, Who.PUBLIC),
@@ -290,6 +298,20 @@ async def test_broken_chunks_are_400(server: Server, at_once: bool) -> None:
     writer.close()
     assert raw.split(b" ")[1] == b"400"
     assert raw.count(b'"error":"E_BAD_REQUEST"') == 1
+
+
+async def test_compressed_body_is_415_on_every_route(server: Server) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    for path in ("/api/v1/form", "/api/v1/auth/login"):
+        answer = await server.ask("POST", path, data=b"\x1f\x8b", headers=headers)
+        check_error(answer, 415, "E_UNSUPPORTED_MEDIA_TYPE", "UNSUPPORTED_MEDIA")
+
+
+async def test_broken_form_is_400(server: Server) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    body = b'--x\r\nContent-Disposition: form-data; name="\x16"\r\n\r\na\r\n--x--\r\n'
+    answer = await server.ask("POST", "/api/v1/form", data=body, headers=headers)
+    check_error(answer, 400, "E_BAD_REQUEST", "BAD_REQUEST")
 
 
 async def test_answer_that_fails_half_way_is_torn(server: Server) -> None:
@@ -437,6 +459,12 @@ def test_a_method_is_declared_once() -> None:
     twice = [_route("GET", "/x/{a}", show), _route("GET", "/x/{b}", show)]
     with pytest.raises(ValueError, match="declared"):
         Router(twice)
+
+
+def test_answers_are_only_kept_for_somebody() -> None:
+    route = _route("POST", "/x", show, Who.PUBLIC, idempotent=True)
+    with pytest.raises(ValueError, match="sign-in"):
+        Dispatcher(cast(Any, SmallDesk()), (route,))
 
 
 def test_unmatched_method_names_what_is_possible() -> None:

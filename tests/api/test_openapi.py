@@ -104,6 +104,11 @@ def test_bodies_refuse_what_they_do_not_know(spec: Any) -> None:
             assert resolve(spec, body["schema"]["$ref"])["additionalProperties"] is False, path
 
 
+def test_free_strings_of_a_body_take_no_nul(spec: Any) -> None:
+    password = spec["components"]["schemas"]["Credentials"]["properties"]["password"]
+    assert password["pattern"] == r"^[^\x00]*$"
+
+
 def test_new_objects_are_linked_to_what_can_be_done_with_them(spec: Any) -> None:
     links = spec["paths"]["/api/v1/tickets"]["post"]["responses"]["201"]["links"]
     assert links["get_tickets_by_ticket"] == {

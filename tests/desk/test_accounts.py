@@ -414,18 +414,20 @@ async def test_ones_own_password_needs_the_current_one(office: Office, root: Cal
 async def test_a_password_that_changed_meanwhile_is_not_overwritten(
     office: Office, ann: Caller
 ) -> None:
-    change = {"current_password": PASSWORD}
-    answers = await asyncio.gather(
-        *(
-            attempt(
-                office.accounts.update(
-                    ann, str(ann.user_id), {**change, "password": f"phrase number {n}"}
-                )
+    wanted = {"password": "quite another phrase", "current_password": PASSWORD}
+    async with outside(office) as conn:
+        change = conn.transaction()
+        await change.start()
+        await conn.execute("UPDATE users SET password_hash = 'new' WHERE id = $1", ann.user_id)
+        async with asyncio.TaskGroup() as group:
+            update = group.create_task(
+                attempt(office.accounts.update(ann, str(ann.user_id), wanted))
             )
-            for n in range(4)
-        )
-    )
-    assert sum(isinstance(answer, User) for answer in answers) == 1
+            await until_blocked(conn)
+            await change.commit()
+    assert isinstance(update.result(), Conflict)
+    stored = await office.value("SELECT password_hash FROM users WHERE id = $1", ann.user_id)
+    assert stored == "new"
 
 
 @pytest.mark.parametrize("wanted", [{"password": "quite another phrase"}, {"is_active": False}])

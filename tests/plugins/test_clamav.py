@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,7 +76,8 @@ async def test_version_is_kept_until_the_next_probe_or_some_minutes(
     file: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def name() -> str:
-        return (await engine.scan(path, size=1, timeout=5)).engine
+        verdict: Verdict = await engine.scan(path, size=1, timeout=5)
+        return verdict.engine
 
     async with hostile(answers(b"stream: OK\0")) as server:
         engine, path = engine_for(server), file(b"x")
@@ -385,7 +387,6 @@ async def test_probe_of_a_clamd_that_always_says_ok_finds_it_weak() -> None:
         problems = await engine.probe()
     assert len(problems) == 7
     assert not engine.health.ok and engine.health.reason == " ".join(problems)
-    assert engine.max_member_size is None
 
 
 async def test_probe_without_verdicts_is_an_outage_and_not_a_weakness() -> None:
@@ -396,5 +397,14 @@ async def test_probe_without_verdicts_is_an_outage_and_not_a_weakness() -> None:
 
 def test_defaults_are_the_documented_ones() -> None:
     settings = Plugin.Settings()
-    assert (settings.host, settings.port, settings.max_file_size) == ("clamav", 3310, 10 * MIB)
-    assert Plugin(settings).itdesk_scan_engine().max_file_size == 10 * MIB
+    assert (settings.host, settings.port) == ("clamav", 3310)
+
+
+@pytest.mark.parametrize(("own", "desk_s", "proved"), [(MIB, 9 * MIB, 9 * MIB), (9, 7, 9)])
+def test_probe_is_for_the_largest_file_that_the_desk_takes(
+    own: int, desk_s: int, proved: int
+) -> None:
+    storage = SimpleNamespace(max_file_size=desk_s)
+    desk: Any = SimpleNamespace(settings=SimpleNamespace(storage=storage))
+    engine = Plugin(Plugin.Settings(max_file_size=own)).itdesk_scan_engine(desk)
+    assert engine.max_file_size == proved

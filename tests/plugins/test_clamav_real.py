@@ -2,12 +2,14 @@
 
 import asyncio
 import functools
+import io
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Coroutine, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -45,7 +47,7 @@ def engine_says(
 
 async def verdict_of(engine: Engine, path: Path) -> str:
     """Judge a file as the scanner does: the walk first, then the engine."""
-    limits = archives.Limits(member_bytes=min(archives.Limits().member_bytes, BIGGEST))
+    limits = archives.Limits(member_bytes=BIGGEST)
     finding = await asyncio.to_thread(archives.walk, path, limits)
     if finding is not None:
         return finding.reason
@@ -194,6 +196,16 @@ async def test_probe_names_missing_signatures(own_clamd: Clamd) -> None:
     own_clamd.restart()
     problems = await engine_for(own_clamd).probe()
     assert "DatabaseDirectory" in problems[0]
+
+
+@pytest.mark.parametrize("size", [8 * MIB - 1, 8 * MIB, 8 * MIB + 1])
+def test_probe_samples_are_of_exactly_the_size_they_are_for(size: int) -> None:
+    whole, packed = io.BytesIO(), io.BytesIO()
+    clamav_probe._full_zip(whole, size)
+    clamav_probe._inflating_zip(packed, size)
+    with zipfile.ZipFile(packed) as reader:
+        [member] = reader.infolist()
+    assert member.file_size == size and size - 4 < whole.tell() <= size
 
 
 @pytest.mark.parametrize(

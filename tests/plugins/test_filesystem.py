@@ -21,7 +21,7 @@ import pytest
 from itdesk.desk.plugins import Plugins
 from itdesk.errors import DeskError, NotFound, StorageFull, TooLarge, Unavailable
 from itdesk.runtime.metrics import Metrics
-from itdesk_plugins.filesystem import INCOMING, Filesystem, FilesystemSettings
+from itdesk_plugins.filesystem import INCOMING, Filesystem, FilesystemSettings, _Download
 from tests.plugins.conformance import MIB, StorageConformance, chunked, content_of, new_key, put
 
 IS_ROOT = os.geteuid() == 0
@@ -180,6 +180,8 @@ storage = Filesystem(Path({str(root)!r}), FilesystemSettings(min_free_bytes=0, f
 async def main():
     await storage.sweep()
     await put(storage, "tickets/1/a", b"x" * 100)
+    await put(storage, "tickets/1/b", b"x" * 100)
+    await storage.delete("tickets/1/b")
 asyncio.run(main())
 """
     trace = tmp_path / "trace"
@@ -198,7 +200,8 @@ asyncio.run(main())
         ("rename", f"/{INCOMING}"),
         ("fsync", "/tickets/1"),
     ]
-    assert steps == (synced if fsync else [("rename", f"/{INCOMING}")])
+    again = [synced[1], *synced[-2:], ("fsync", "/tickets/1")]  # the last for what is deleted
+    assert steps == ([*synced, *again] if fsync else [("rename", f"/{INCOMING}")] * 2)
 
 
 async def test_a_crash_leaves_only_what_the_next_start_sweeps(root: Path) -> None:
@@ -249,6 +252,38 @@ async def test_a_write_that_is_cancelled_at_any_moment_leaves_no_half(
     assert True in outcomes
 
 
+class Gated(Filesystem):
+    """A disk that takes its time: it writes through when the test says so."""
+
+    gate = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        self.gate.wait(5)
+        super().sync(descriptor)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_write_that_is_cancelled_while_the_disk_works_never_becomes_visible(
+    root: Path, times: int
+) -> None:
+    storage = Gated(root, FilesystemSettings(min_free_bytes=0, threads=1))
+    storage.gate.set()
+    await storage.sweep()
+    storage.gate.clear()
+    writing = asyncio.ensure_future(put(storage, "tickets/1/a", b"x"))
+    await asyncio.wait({writing}, timeout=0.1)
+    assert len(names_in(root / INCOMING)) == 1
+    for _ in range(times):
+        writing.cancel()
+        await asyncio.wait({writing}, timeout=0.05)
+    storage.gate.set()
+    await asyncio.wait({writing})
+    assert writing.cancelled()
+    assert await storage.stat("tickets/1/a") is None  # one thread: the clean-up came before
+    assert files_below(root) == []
+    storage.close()
+
+
 async def test_a_reader_that_goes_away_leaves_no_file_open(storage: Filesystem) -> None:
     await put(storage, "tickets/1/a", bytes(4 * MIB))
     before = descriptors()
@@ -261,6 +296,22 @@ async def test_a_reader_that_goes_away_leaves_no_file_open(storage: Filesystem) 
         task.cancel()
         await asyncio.wait({task})
     assert descriptors() <= before
+
+
+async def test_a_file_is_not_closed_while_a_thread_reads_it(storage: Filesystem) -> None:
+    """Its number could mean another file by the time that the thread uses it."""
+    reader, writer = os.pipe()
+    download = _Download(storage, ["a"])
+    download._file = reader
+    reading = asyncio.ensure_future(asyncio.to_thread(download.next))
+    await asyncio.wait({reading}, timeout=0.05)
+    closing = asyncio.ensure_future(asyncio.to_thread(download.close))
+    await asyncio.wait({closing}, timeout=0.05)
+    assert not closing.done()
+    os.write(writer, b"x")
+    assert await reading == b"x"
+    await closing
+    os.close(writer)
 
 
 async def test_deleting_the_last_file_removes_the_tickets_folder(

@@ -19,6 +19,7 @@ import pytest_asyncio
 from itdesk.runtime.postgres import EmbeddedPostgres, Role
 from itdesk.runtime.statedir import (
     EmbeddedError,
+    become_owner,
     default_state_dir,
     prepare_state_dir,
     server_account,
@@ -332,14 +333,14 @@ async def test_a_pid_file_that_names_a_stranger_is_no_obstacle(state_dir: Path) 
 async def test_an_orphaned_server_is_ended_first(state_dir: Path, spawn: Spawn) -> None:
     """Nobody holds the lock and yet a server runs, started by hand for example."""
     async with embedded(state_dir) as server:
-        data, url = state_dir / "postgres/data", server.url
+        data = state_dir / "postgres/data"
     orphan = await asyncio.create_subprocess_exec(
         server.bindir / "postgres",
         *("-D", str(data), "-k", str(data.parent / "socket"), "-c", "listen_addresses="),
         stderr=subprocess.DEVNULL,
         **as_server(),
     )
-    await until(lambda: "ready" in (data / "postmaster.pid").read_text())
+    await until(lambda: any("ready" in (data / name).read_text() for name in names(data, "*.pid")))
     async with embedded(state_dir) as server:
         assert not server.shared and await ask(server.url, "SELECT 1") == 1
     await orphan.wait()
@@ -405,28 +406,63 @@ async def test_no_server_installed_is_one_clear_line(
         await EmbeddedPostgres(state_dir).start()
 
 
-def test_an_ordinary_user_needs_nobody(state_dir: Path) -> None:
-    """Everything above ran as root here; this runs as somebody else."""
-    if os.geteuid() or sys.version_info[:2] != (3, 11) or not os.access("/usr/bin/python3", 1):
-        pytest.skip("needs root and a Python that others may run")
-    script = _PROCESS.replace("await asyncio.to_thread(sys.stdin.readline)", "pass")
-    games = pwd.getpwnam("games")
+@pytest.fixture
+def games(state_dir: Path) -> Callable[[str, str], str]:
+    """A function that runs the script in a Python of Debian's, on a directory of user games."""
+    if (
+        os.geteuid()
+        or sys.version_info[:2] != (3, 11)
+        or not os.access("/usr/bin/python3", os.X_OK)
+    ):
+        pytest.skip("needs root, and a Python that others may run")
+    account = pwd.getpwnam("games")
     home = state_dir / "home"
     home.mkdir(mode=0o700)
-    os.chown(home, games.pw_uid, games.pw_gid)
+    os.chown(home, account.pw_uid, account.pw_gid)
     state_dir.chmod(0o711)
-    done = subprocess.run(
-        ["/usr/bin/python3", "-c", script, str(home / "state"), "daemon", str(BINDIR or "")],
-        check=True,
-        capture_output=True,
-        user=games.pw_uid,
-        group=games.pw_gid,
-        extra_groups=[],
-        cwd=ROOT,
-        env={"PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)])},
+
+    def run(user: str, script: str) -> str:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", script, str(home), "command", str(BINDIR or "")],
+            check=True,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid,
+            extra_groups=[],
+            cwd=ROOT,
+            env={"PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)])},
+        )
+        return done.stdout.decode()
+
+    return run
+
+
+def owners(path: Path) -> set[str]:
+    return {found.owner() for found in path.rglob("*")}
+
+
+def test_an_ordinary_user_runs_his_own_server(
+    state_dir: Path, games: Callable[[str, str], str]
+) -> None:
+    """Everything else here ran as root; this runs as somebody else, in a closed home."""
+    assert games("games", _PROCESS).startswith("postgresql://itdesk@/itdesk?host=")
+    assert owners(state_dir / "home") == {"games"}
+    assert mode(state_dir / "home") == 0o700
+
+
+def test_root_works_for_the_owner_of_the_state_directory(
+    state_dir: Path, games: Callable[[str, str], str]
+) -> None:
+    """`sudo itdesk user create` beside a daemon that runs as an account of its own."""
+    script = _PROCESS.replace(
+        "    bindir =",
+        "    from itdesk.runtime.statedir import become_owner\n"
+        "    become_owner(pathlib.Path(state))\n"
+        "    bindir =",
     )
-    assert done.stdout.startswith(b"postgresql://itdesk@/itdesk?host=")
-    assert mode(home / "state") == 0o700
+    assert games("root", script).split()[:2] == games("games", _PROCESS).split()[:2]
+    assert owners(state_dir / "home") == {"games"}
 
 
 # Where the data live.
@@ -487,6 +523,24 @@ def test_an_empty_directory_is_ours_to_open_and_a_made_one_is_open(state_dir: Pa
     finally:
         os.umask(before)
     assert {mode(path) for path in (state_dir, made, made.parent)} == {0o711}
+
+
+@as_root
+async def test_a_database_of_another_account_is_left_alone(state_dir: Path) -> None:
+    async with embedded(state_dir):
+        pass
+    os.chown(state_dir / "postgres/data", 5, 5)
+    with pytest.raises(EmbeddedError, match="belongs to uid 5"):
+        await embedded(state_dir).start()
+
+
+@as_root
+def test_root_stays_root_where_nobody_else_is_at_home(state_dir: Path) -> None:
+    become_owner(state_dir)
+    become_owner(state_dir / "missing")
+    os.chown(state_dir, 65534, 65534)
+    become_owner(state_dir)
+    assert os.geteuid() == 0
 
 
 async def test_a_state_directory_that_cannot_be_made_is_named(state_dir: Path) -> None:

@@ -268,6 +268,9 @@ DRIFT = {
     "DROP TRIGGER events_never_deleted ON events": (
         "trigger events.events_never_deleted is missing"
     ),
+    "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_lane'::regclass": (
+        "index jobs.ix_jobs_lane is missing"
+    ),
     "ALTER TABLE events DISABLE TRIGGER events_append_only": "(disabled)",
     "CREATE OR REPLACE FUNCTION events_refuse() RETURNS trigger LANGUAGE plpgsql AS "
     "'BEGIN RETURN NEW; END'": "function events_refuse() has another body",

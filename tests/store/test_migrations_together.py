@@ -35,8 +35,8 @@ async def node(url: str, directory: Path = MIGRATIONS) -> asyncio.subprocess.Pro
     )
 
 
-async def three_nodes(url: str) -> list[str]:
-    nodes = [await node(url) for _ in range(3)]
+async def three_nodes(url: str, directory: Path = MIGRATIONS) -> list[str]:
+    nodes = [await node(url, directory) for _ in range(3)]
     outputs = await asyncio.gather(*(process.communicate() for process in nodes))
     return sorted(out.decode().strip() for out, _ in outputs)
 
@@ -88,6 +88,29 @@ async def test_three_nodes_refuse_a_half_migrated_database(
     outputs = await three_nodes(database_url)
     assert all(out.startswith("refused") and "table emails is missing" in out for out in outputs)
     assert await pg_server.dump(database_url) == dump
+
+
+async def test_an_index_built_concurrently_neither_deadlocks_nor_stays_half_built(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Those who wait for their turn must not be waited for; what a dead one left is replaced."""
+    directory = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, directory)
+    (directory / "0010-index.sql").write_text(
+        "-- transactional: false\n"
+        "DROP INDEX CONCURRENTLY IF EXISTS ix_tickets_resolution;\n"
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_tickets_resolution ON tickets (resolution);\n"
+    )
+    conn = await asyncpg.connect(database_url)
+    await conn.execute("CREATE INDEX ix_tickets_resolution ON tickets (resolution)")
+    index = "indexrelid = 'ix_tickets_resolution'::regclass"
+    await conn.execute(f"UPDATE pg_index SET indisvalid = false WHERE {index}")  # noqa: S608
+    outputs = await three_nodes(database_url, directory)
+    valid = await conn.fetchval(f"SELECT indisvalid FROM pg_index WHERE {index}")  # noqa: S608
+    await conn.close()
+    assert outputs == ["applied 0 stamped 0"] * 2 + ["applied 1 stamped 0"]
+    assert valid
+    assert (await Migrations(database_url, directory=directory).verify()).equal
 
 
 @pytest.mark.parametrize("marked", ["0009-jira", None], ids=["n-1", "empty"])

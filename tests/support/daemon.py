@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 PASSWORD = "correct horse battery"
 # What the clamd of the tests scans whole.
-SMALL_FILES = {"MAX_FILE_SIZE": "4000000", "ITDESK_PLUGINS__CLAMAV__MAX_FILE_SIZE": "4000000"}
+SMALL_FILES = {"MAX_FILE_SIZE": "4000000"}
 
 
 def wait(work: Awaitable[T]) -> T:
