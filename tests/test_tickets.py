@@ -2,10 +2,12 @@
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from itdesk.model import TRANSITIONS, Status
+from itdesk.store.paging import encode_cursor
 from tests.support.daemon import Live, Person
 
 WAYS: dict[str, list[str]] = {
@@ -405,6 +407,11 @@ async def test_a_cursor_of_another_order_or_edited_is_refused(live: Live) -> Non
     link = (await bob.get("/tickets?limit=1")).headers["Link"]
     cursor = link.partition("cursor=")[2].partition(">")[0].partition("&")[0]
     (await bob.get(f"/tickets?limit=1&cursor={cursor}")).expect(200)
+    huge = encode_cursor("priority", 2**62, UUID(int=1))
+    assert (await bob.get(f"/tickets?sort=priority&cursor={huge}")).expect(200) == []
+    ticket = (await bob.get("/tickets")).expect(200)[0]["key"]
+    huge = encode_cursor("version", 2**62, 2**62)
+    assert (await bob.get(f"/tickets/{ticket}/history?cursor={huge}")).expect(200) == []
     for wrong in (f"sort=priority&cursor={cursor}", f"cursor={cursor[:-2]}", "cursor=" + "A" * 500):
         (await bob.get(f"/tickets?{wrong}")).refused(422, "E_VALIDATION_ERROR")
 

@@ -177,6 +177,7 @@ def _words(context: Iterable[str]) -> list[str]:
     for text in context:
         folded = _normalised(text).casefold()
         words.update(re.split(r"[\W_]+", folded))
+        words.add(folded)
         words.add(folded.partition("@")[0])
         words.add(re.sub(r"[\W_]+", "", folded.partition("@")[0]))
     return sorted((word for word in words if len(word) >= 4), key=len, reverse=True)

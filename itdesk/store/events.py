@@ -65,7 +65,7 @@ async def history_page(
     query = f"""
         SELECT e.id, e.ticket_id, e.ticket_version, e.type, e.actor_id, e.actor_name, e.data,
                e.created_at, change.what, coalesce(change.place, 0) AS place
-        {_LINES} AND (e.ticket_version, coalesce(change.place, 0)) > ($3, $4)
+        {_LINES} AND (e.ticket_version, coalesce(change.place, 0)) > ($3::bigint, $4::bigint)
         ORDER BY e.ticket_version, place LIMIT $5 OFFSET $6
     """  # noqa: S608 - a literal of this module
     rows = await conn.fetch(

@@ -330,10 +330,10 @@ async def list_page(
     direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
     where = _where(wanted, scope)
     if window.cursor is not None:
-        value, last = decode_cursor(
-            window.cursor, sort, (datetime if name in _TIMES else int, UUID)
-        )
-        where.add(f"({column}, t.id) {beyond} ({{0}}, {{1}})", value, last)
+        # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
+        kind, cast = (datetime, "") if name in _TIMES else (int, "::bigint")
+        value, last = decode_cursor(window.cursor, sort, (kind, UUID))
+        where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
     query = f"""
         SELECT {_COLUMNS}, {column} AS sort_value
         FROM tickets t JOIN projects p ON p.id = t.project_id

@@ -1,4 +1,4 @@
-"""Passwords (DESIGN 12; PROOFS S-18, P-08, S-05; SPEED T11; SPEC S2-60)."""
+"""Passwords (S-18, P-08, S-05, S2-60)."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Access tokens, keys, URLs and refresh tokens (DESIGN 12; PROOFS S-10; SPEC S3-02, S3-52..55)."""
+"""Access tokens, keys, URLs and refresh tokens (S-10, S3-02, S3-52 to S3-55)."""
 
 import hashlib
 import hmac
@@ -105,7 +105,7 @@ def test_a_token_says_what_it_was_issued_for(tokens: Tokens, clock: FakeClock) -
 
 
 def test_header_and_claims_are_the_promised_ones(keys: Keys, tokens: Tokens) -> None:
-    """SPEC 9, S3-52: typ at+jwt, our alg and kid; iss, aud, sub, sid, jti, iat, exp."""
+    """S3-52: typ at+jwt, our alg and kid; iss, aud, sub, sid, jti, iat, exp."""
     token, claims = tokens.issue(UUID(int=1), UUID(int=2), lifetime=QUARTER)
     header = jwt.get_unverified_header(token)
     assert header == {"alg": keys.signing.algorithm, "typ": "at+jwt", "kid": keys.signing.kid}
@@ -265,7 +265,7 @@ def test_a_signed_claim_of_any_kind_never_breaks_the_verifier(name: str, value: 
     assert type(getattr(claims, name)) is type(value)
 
 
-# The cache (SPEED T12)
+# The cache
 
 
 async def test_a_cached_token_expires_at_its_second(tokens: Tokens, clock: FakeClock) -> None:
@@ -414,7 +414,7 @@ def _create(path: Path, start: Barrier, kids: Any) -> None:
 
 
 def test_processes_starting_at_once_agree_on_one_key(tmp_path: Path) -> None:
-    """SPEC 9: tokens are signed with the daemon's key, whoever issues them."""
+    """Tokens are signed with the daemon's key, whoever issues them."""
     context = multiprocessing.get_context("spawn")
     start, kids = context.Barrier(4), context.Queue()
     path = tmp_path / "jwt.pem"
@@ -469,7 +469,7 @@ def test_a_key_of_another_algorithm_than_the_setting_is_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize("form", ["PKCS8", "TraditionalOpenSSL"])
 def test_a_pem_private_key_given_as_the_secret_signs(tmp_path: Path, form: str) -> None:
-    """X5, S3-54, SPEC 9: also on one line, as environment files have it."""
+    """X5, S3-54: also on one line, as environment files have it."""
     text = pem(RSA_KEY, form)
     for secret in (text, text.replace("\n", "\\n"), f"\n{text}\n"):
         keys = Keys.configured(algorithm="RS256", secret=secret, path=tmp_path / "jwt.pem")
@@ -649,7 +649,7 @@ def test_url_secrets_and_payloads_have_a_size(urls: UrlSigner, clock: FakeClock)
 
 
 def test_refresh_tokens_are_opaque_and_stored_hashed() -> None:
-    """DESIGN 12: 256 bits, hashed at rest."""
+    """256 bits, hashed at rest."""
     token, digest = new_refresh_token()
     assert token.startswith("rt_")
     assert len(jwt.utils.base64url_decode(token.removeprefix("rt_"))) == 32

@@ -176,6 +176,7 @@ WEAK: dict[str, tuple[dict[str, str | None], str]] = {
     "StreamMaxLength": ({"StreamMaxLength": "7M"}, "StreamMaxLength"),
     "MaxFileSize": ({"MaxFileSize": "7M"}, "MaxFileSize"),
     "MaxScanSize": ({"MaxScanSize": "7M"}, "MaxScanSize"),
+    "MaxFileSize, members": ({"MaxFileSize": str(BIGGEST - 1)}, "archives with a member of"),
 }
 
 

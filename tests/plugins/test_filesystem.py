@@ -252,31 +252,26 @@ async def test_a_write_that_is_cancelled_at_any_moment_leaves_no_half(
     assert True in outcomes
 
 
-class Gated(Filesystem):
-    """A disk that takes its time: it writes through when the test says so."""
-
-    gate = threading.Event()
-
-    def sync(self, descriptor: int) -> None:
-        self.gate.wait(5)
-        super().sync(descriptor)
-
-
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_write_that_is_cancelled_while_the_disk_works_never_becomes_visible(
-    root: Path, times: int
+    root: Path, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Gated(root, FilesystemSettings(min_free_bytes=0, threads=1))
-    storage.gate.set()
+    storage = storage_in(root, threads=1)
     await storage.sweep()
-    storage.gate.clear()
+    gate, sync = threading.Event(), storage.sync
+
+    def slow_sync(descriptor: int) -> None:
+        gate.wait(5)
+        sync(descriptor)
+
+    monkeypatch.setattr(storage, "sync", slow_sync)
     writing = asyncio.ensure_future(put(storage, "tickets/1/a", b"x"))
     await asyncio.wait({writing}, timeout=0.1)
     assert len(names_in(root / INCOMING)) == 1
     for _ in range(times):
         writing.cancel()
         await asyncio.wait({writing}, timeout=0.05)
-    storage.gate.set()
+    gate.set()
     await asyncio.wait({writing})
     assert writing.cancelled()
     assert await storage.stat("tickets/1/a") is None  # one thread: the clean-up came before

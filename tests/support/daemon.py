@@ -266,15 +266,23 @@ def live(pg_server: Server, clamd: Clamd) -> Iterator[Live]:
 
 
 @asynccontextmanager
-async def started(pg_server: Server, **env: str) -> AsyncIterator[Live]:
-    """Lend a daemon on a database of its own, for tests that stop, kill or configure it."""
-    url = await pg_server.create()
-    daemon = make_daemon(url, **env)
+async def running(daemon: Daemon) -> AsyncIterator[Live]:
+    """Lend a daemon that is started here, and of which nothing is left afterwards."""
     try:
         await asyncio.to_thread(daemon.start)
         yield await live_on(daemon)
     finally:
         if daemon.process is not None and daemon.process.poll() is None:
             await asyncio.to_thread(daemon.stop, signal.SIGKILL)
-        await pg_server.drop(url)
         shutil.rmtree(daemon.state_dir, ignore_errors=True)
+
+
+@asynccontextmanager
+async def started(pg_server: Server, **env: str) -> AsyncIterator[Live]:
+    """Lend a daemon on a database of its own, for tests that stop, kill or configure it."""
+    url = await pg_server.create()
+    try:
+        async with running(make_daemon(url, **env)) as live:
+            yield live
+    finally:
+        await pg_server.drop(url)

@@ -1,4 +1,4 @@
-"""Hostile access tokens (PROOFS S-10): each is a good token with one thing wrong.
+"""Hostile access tokens (S-10): each is a good token with one thing wrong.
 
 `corpus()` needs the signing key, because most of these are signed by it: they must be refused
 for what they say, not for a bad signature. The claims name a live user and session when the

@@ -1,0 +1,164 @@
+"""PostgreSQL and clamd go away, hang and come back under load: nothing is lost, all recovers."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import cycle, islice
+
+import pytest
+from aiohttp import ClientSession
+
+from tests.support.clamd import Clamd
+from tests.support.daemon import SMALL_FILES, Live, Person, make_daemon, running, started
+from tests.support.load import Call, Crew, lost_or_doubled, misbehaved, working
+from tests.support.postgres import Server
+
+LONGEST = 5.0
+BACK = 2.0
+
+
+def _failed(call: Call) -> bool:
+    return call.status == 503
+
+
+def _worked(call: Call) -> bool:
+    return call.acknowledged
+
+
+@asynccontextmanager
+async def durable_server() -> AsyncIterator[Server]:
+    """Lend a server that keeps what it acknowledged, as an operator's does."""
+    server = Server(durable=True)
+    await server.start()
+    try:
+        yield server
+    finally:
+        server.resume()
+        await server.stop()
+        server.remove()
+
+
+async def _status(live: Live, path: str) -> tuple[int, float]:
+    """Return a root path's status and how long it took."""
+    began = time.monotonic()
+    answer = await live.nobody.call("GET", path)
+    return answer.status, time.monotonic() - began
+
+
+async def _ready(live: Live, *, seconds: float) -> None:
+    """Return once every part of the desk is well again."""
+    async with asyncio.timeout(seconds), ClientSession() as session:
+        while True:
+            async with session.get(f"{live.url}/readyz") as response:
+                health = await response.json()
+            if health["status"] == "ok":
+                return
+
+
+async def _restart(server: Server, crew: Crew, how: signal.Signals, live: Live) -> float:
+    """Restart PostgreSQL under load; return how long after its return the first call worked."""
+    async with asyncio.TaskGroup() as group:
+        felt = group.create_task(crew.until(_failed, times=5, seconds=10))
+        await server.stop(how)
+        await felt
+        assert (await _status(live, "/healthz"))[0] == 200
+        unready = await live.nobody.call("GET", "/readyz")
+        assert unready.status == 503
+        assert unready.json["checks"]["database"]["status"] == "unavailable"
+        refused = await live.admin.get("/tickets")
+        refused.refused(503, "E_DATABASE_UNAVAILABLE")
+    await server.start()
+    accepted = time.monotonic()
+    first = await crew.until(_worked, seconds=LONGEST)
+    await crew.until(_worked, times=30, seconds=LONGEST)
+    return first.ended - accepted
+
+
+@pytest.mark.parametrize(
+    ("restarts", "clients", "rate"),
+    [(3, 16, 100), pytest.param(10, 32, 200, marks=pytest.mark.slow)],
+)
+async def test_restarts_of_postgresql_under_load_lose_nothing(
+    clamd: Clamd, restarts: int, clients: int, rate: float
+) -> None:
+    """R-24, S2-64: fast and immediate restarts; every failure is a short 503, then all goes on."""
+    env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES}
+    async with durable_server() as server, started(server, **env) as live:
+        agents = [await live.person("agent") for _ in range(4)]
+        async with working(agents, clients=clients, rate=rate) as crew:
+            await crew.until(_worked, times=30, seconds=20)
+            assert not misbehaved(crew.calls, seconds=LONGEST), "without any fault"
+            back = [
+                await _restart(server, crew, how, live)
+                for how in islice(cycle((signal.SIGINT, signal.SIGQUIT)), restarts)
+            ]
+        print(f"first 2xx after {back}, slowest {max(c.seconds for c in crew.calls):.2f} s,"
+              f" {crew.counts()}")  # fmt: skip
+        assert max(back) <= BACK
+        assert not misbehaved(crew.calls, seconds=LONGEST)
+        await _ready(live, seconds=30)
+        assert await lost_or_doubled(live.daemon.env["DATABASE_URL"], crew) == []
+        await _told_twice(live, agents[0], crew)
+        assert await asyncio.to_thread(live.daemon.stop) == 0
+
+
+async def _told_twice(live: Live, agent: Person, crew: Crew) -> None:
+    """Check that creating again, under its key, what failed gives one ticket; the rest is read."""
+    failed = [call for call in crew.calls if call.kind == "create" and not call.acknowledged]
+    for call in failed[:20]:
+        key = {"Idempotency-Key": call.name.replace(" ", "-")}
+        for _ in range(2):
+            again = await agent.post("/tickets", {"title": call.name}, headers=key)
+            again.expect(201)
+    made = [call for call in crew.calls if call.kind == "create" and call.acknowledged]
+    for call in made[:: max(1, len(made) // 40)]:
+        assert call.answer is not None
+        seen = (await agent.get(f"/tickets/{call.answer.json['key']}")).expect(200)
+        assert seen["title"] == call.name
+    assert await lost_or_doubled(live.daemon.env["DATABASE_URL"], crew) == []
+
+
+async def test_a_frozen_postgresql_is_answered_in_time_and_recovers(own_pg_server: Server) -> None:
+    """R-24, S2-64: connections hang instead of failing; nobody waits long, nothing is restarted."""
+    async with started(own_pg_server) as live:
+        agents = [await live.person("agent") for _ in range(4)]
+        async with working(agents, clients=16, rate=60) as crew:
+            await crew.until(_worked, times=30, seconds=20)
+            own_pg_server.pause()
+            # More than there are connections: first in use ones hang, then new ones.
+            await crew.until(_failed, times=60, seconds=30)
+            status, seconds = await _status(live, "/healthz")
+            assert status == 200 and seconds < 1
+            status, seconds = await _status(live, "/readyz")
+            assert status == 503 and seconds < LONGEST
+            own_pg_server.resume()
+            resumed = time.monotonic()
+            first = await crew.until(_worked, seconds=LONGEST)
+            await crew.until(_worked, times=30, seconds=LONGEST)
+        print(f"first 2xx after {first.ended - resumed:.2f},"
+              f" slowest {max(c.seconds for c in crew.calls):.2f} s, {crew.counts()}")  # fmt: skip
+        assert first.ended - resumed <= BACK
+        assert not misbehaved(crew.calls, seconds=LONGEST)
+        assert await lost_or_doubled(live.daemon.env["DATABASE_URL"], crew) == []
+        assert await asyncio.to_thread(live.daemon.stop) == 0
+
+
+async def test_the_embedded_postgresql_is_brought_back() -> None:
+    """R-24: nobody else looks after the server that itdesk brought along."""
+    async with running(make_daemon(None)) as live:
+        alice = await live.person()
+        key = (await alice.ticket())["key"]
+        pid_file = live.daemon.state_dir / "postgres/data/postmaster.pid"
+        first = int(pid_file.read_text().split()[0])
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while (await alice.get(f"/tickets/{key}")).status != 200 or (
+                int(pid_file.read_text().split()[0]) == first
+            ):
+                pass
+        assert (await alice.ticket())["key"]
+        assert await asyncio.to_thread(live.daemon.stop) == 0
+        assert not pid_file.exists()
