@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from itdesk import archives
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
+from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
 from itdesk.actors.scanner import Scanner
+from itdesk.actors.sequencer import Sequencer
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
@@ -21,6 +23,7 @@ from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
+from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -123,6 +126,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
                 default_project=settings.tickets.default_project,
                 forget_files=forget_files,
             ),
+            journal=Journal(db),
             upload_dir=settings.storage.local.upload_dir,
         )
         await plugins.metrics(metrics)
@@ -295,6 +299,9 @@ def _actors(desk: Desk, embedded: EmbeddedPostgres | None) -> Supervisor:
     supervisor = supervisor_of(desk)
     if embedded is not None:
         supervisor.add(EmbeddedDatabase(embedded))
+    listener = Listener(desk.db)
+    supervisor.add(listener)
+    supervisor.add(Sequencer(desk.db, desk.metrics))
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)

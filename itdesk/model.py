@@ -327,6 +327,23 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """How far somebody has read the journal; another epoch makes every older seq meaningless."""
+
+    epoch: UUID
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One numbered row of the journal: an event, when it was written, and its place."""
+
+    seq: int
+    event: Event
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One line of a ticket's history."""
 

@@ -4,16 +4,27 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle, islice
 
+import asyncpg
 import pytest
-from aiohttp import ClientSession
 
-from tests.support.clamd import Clamd
+from tests.support.clamd import (
+    Clamd,
+    Heard,
+    HostileClamd,
+    Script,
+    answers,
+    drips,
+    hangs,
+    hostile,
+    never_reads,
+    resets,
+)
 from tests.support.daemon import SMALL_FILES, Live, Person, make_daemon, running, started
-from tests.support.load import Call, Crew, lost_or_doubled, misbehaved, working
+from tests.support.load import Call, Crew, eventually, lost_or_doubled, misbehaved, working
 from tests.support.postgres import Server
 
 LONGEST = 5.0
@@ -50,12 +61,11 @@ async def _status(live: Live, path: str) -> tuple[int, float]:
 
 async def _ready(live: Live, *, seconds: float) -> None:
     """Return once every part of the desk is well again."""
-    async with asyncio.timeout(seconds), ClientSession() as session:
-        while True:
-            async with session.get(f"{live.url}/readyz") as response:
-                health = await response.json()
-            if health["status"] == "ok":
-                return
+
+    async def well() -> bool:
+        return bool((await live.nobody.call("GET", "/readyz")).json["status"] == "ok")
+
+    await eventually(well, seconds=seconds)
 
 
 async def _restart(server: Server, crew: Crew, how: signal.Signals, live: Live) -> float:
@@ -109,7 +119,7 @@ async def _told_twice(live: Live, agent: Person, crew: Crew) -> None:
     """Check that creating again, under its key, what failed gives one ticket; the rest is read."""
     failed = [call for call in crew.calls if call.kind == "create" and not call.acknowledged]
     for call in failed[:20]:
-        key = {"Idempotency-Key": call.name.replace(" ", "-")}
+        key = {"Idempotency-Key": call.name}
         for _ in range(2):
             again = await agent.post("/tickets", {"title": call.name}, headers=key)
             again.expect(201)
@@ -129,7 +139,7 @@ async def test_a_frozen_postgresql_is_answered_in_time_and_recovers(own_pg_serve
             await crew.until(_worked, times=30, seconds=20)
             own_pg_server.pause()
             # More than there are connections: first in use ones hang, then new ones.
-            await crew.until(_failed, times=60, seconds=30)
+            await crew.until(_failed, times=32, seconds=30)
             status, seconds = await _status(live, "/healthz")
             assert status == 200 and seconds < 1
             status, seconds = await _status(live, "/readyz")
@@ -154,11 +164,138 @@ async def test_the_embedded_postgresql_is_brought_back() -> None:
         pid_file = live.daemon.state_dir / "postgres/data/postmaster.pid"
         first = int(pid_file.read_text().split()[0])
         os.kill(first, signal.SIGKILL)
-        async with asyncio.timeout(30):
-            while (await alice.get(f"/tickets/{key}")).status != 200 or (
-                int(pid_file.read_text().split()[0]) == first
-            ):
-                pass
+
+        async def back() -> bool:
+            answer = await alice.get(f"/tickets/{key}")
+            return answer.status == 200 and int(pid_file.read_text().split()[0]) != first
+
+        await eventually(back, seconds=30)
         assert (await alice.ticket())["key"]
         assert await asyncio.to_thread(live.daemon.stop) == 0
         assert not pid_file.exists()
+
+
+FILES = 200
+
+
+@asynccontextmanager
+async def relayed(clamd: Clamd) -> AsyncIterator[HostileClamd]:
+    """Lend a way to clamd on which everything may happen: change its `script`."""
+
+    async def forward(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard
+    ) -> None:
+        back, there = await asyncio.open_connection(clamd.host, clamd.port)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while piece := await source.read(65536):
+                target.write(piece)
+                await target.drain()
+
+        there.write(heard.command)
+        sending = asyncio.get_running_loop().create_task(pump(reader, there))
+        try:
+            await pump(back, writer)
+        finally:
+            sending.cancel()
+            there.close()
+
+    async with hostile(forward) as relay:
+        yield relay
+
+
+async def _uploaded(person: Person, count: int) -> list[str]:
+    """Attach so many files, eight at a time, and return their ids."""
+    ticket = (await person.ticket())["key"]
+    ids: list[str] = []
+
+    async def some(numbers: range) -> None:
+        for number in numbers:
+            made = await person.upload(ticket, b"file %d" % number, f"{number}.txt")
+            ids.append(made.expect(201)["id"])
+
+    async with asyncio.TaskGroup() as group:
+        for first in range(8):
+            group.create_task(some(range(first, count, 8)))
+    return ids
+
+
+async def _statuses(live: Live) -> dict[str, int]:
+    conn = await asyncpg.connect(live.daemon.env["DATABASE_URL"])
+    try:
+        query = "SELECT scanned_status, count(*) FROM attachments GROUP BY scanned_status"
+        return {row[0]: row[1] for row in await conn.fetch(query)}
+    finally:
+        await conn.close()
+
+
+@pytest.mark.parametrize("away", [3.0, pytest.param(45.0, marks=pytest.mark.slow)])
+async def test_files_wait_for_clamd_and_drain_when_it_is_back(
+    pg_server: Server, away: float
+) -> None:
+    """R-10: while clamd is down nothing is CLEAN and nothing is served; then all is scanned."""
+    with Clamd() as clamd:
+        env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES,
+               "ITDESK_SCANNER__RETRY_SECONDS": "1"}  # fmt: skip
+        async with started(pg_server, **env) as live:
+            alice = await live.person()
+            clamd.kill()
+            gone = time.monotonic()
+            ids = await _uploaded(alice, FILES)
+
+            async def long_enough() -> bool:
+                assert await _statuses(live) == {"PENDING": FILES}
+                return time.monotonic() > gone + away
+
+            await eventually(long_enough, seconds=away + 60)
+            for file in ids[::20]:
+                refused = await alice.get(f"/attachments/{file}/content")
+                refused.refused(409, "E_ATTACHMENT_SCAN_PENDING")
+            health = (await live.nobody.call("GET", "/readyz")).expect(200)
+            assert health["status"] == "degraded"
+            assert "clamav" in health["checks"]["scanner"]["reason"]
+            assert health["checks"]["actors"]["status"] == "ok"
+            clamd.start()
+
+            async def drained() -> bool:
+                return await _statuses(live) == {"CLEAN": FILES}
+
+            print(f"{FILES} files drained in {await eventually(drained, seconds=60):.1f} s")
+            await _ready(live, seconds=10)
+
+
+FAULTS = (hangs, drips(b"stream: OK\0"), resets(after=5))
+MORE_FAULTS = (never_reads, answers(b"COMMAND READ TIMED OUT\0"), answers(b""))
+
+
+@pytest.mark.parametrize("faults", [FAULTS, pytest.param(MORE_FAULTS, marks=pytest.mark.slow)])
+async def test_a_clamd_that_misbehaves_in_the_middle_costs_a_deadline_and_no_verdict(
+    pg_server: Server, clamd: Clamd, faults: Sequence[Script]
+) -> None:
+    """R-12: it hangs, trickles, resets or refuses; the file waits, and is scanned afterwards."""
+    env = {"CLAMAV_HOST": "127.0.0.1", **SMALL_FILES,
+           "ITDESK_SCANNER__RETRY_SECONDS": "1", "ITDESK_SCANNER__TIMEOUT_SECONDS": "1",
+           "ITDESK_SCANNER__MAX_ATTEMPTS": "100"}  # fmt: skip
+    async with relayed(clamd) as relay:
+        env["CLAMAV_PORT"] = str(relay.port)
+        async with started(pg_server, **env) as live:
+            alice = await live.person()
+            ticket = (await alice.ticket())["key"]
+            honest = relay.script
+            first = (await alice.upload(ticket, b"all is well")).expect(201)["id"]
+            assert (await alice.scanned(first))["scanned_status"] == "CLEAN"
+            for fault in faults:
+                relay.script, heard = fault, len(relay.heard)
+                file = (await alice.upload(ticket, b"x" * 600_000)).expect(201)["id"]
+
+                async def tried(heard: int = heard) -> bool:
+                    return len(relay.heard) > heard + 1
+
+                # Twice: the slot was freed, and the file or the probe is tried again.
+                await eventually(tried, seconds=30)
+                found = (await alice.get(f"/attachments/{file}")).expect(200)
+                assert found["scanned_status"] == "PENDING", fault
+                relay.script = honest
+                scanned = await alice.scanned(file, seconds=30)
+                assert scanned["scanned_status"] == "CLEAN", fault
+            await _ready(live, seconds=10)

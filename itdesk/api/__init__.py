@@ -1,6 +1,6 @@
 """The REST interface: routes declared once, everything else derived from them."""
 
-from itdesk.api import attachments, auth, docs, projects, system, tickets, users
+from itdesk.api import attachments, auth, docs, journal, projects, system, tickets, users
 from itdesk.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,4 +11,5 @@ ROUTES: tuple[Route, ...] = (
     *tickets.ROUTES,
     *projects.ROUTES,
     *attachments.ROUTES,
+    *journal.ROUTES,
 )

@@ -247,8 +247,10 @@ async def _send(call: Call, file: Content) -> web.StreamResponse:
         }
     )
     await response.prepare(call.request)
-    async for chunk in file.chunks:
-        await response.write(chunk)
+    if call.request.method != "HEAD":
+        # aiohttp would send it: the client took these bytes for the head of its next answer.
+        async for chunk in file.chunks:
+            await response.write(chunk)
     await response.write_eof()
     return response
 

@@ -89,7 +89,7 @@ REQUEST_HEADERS: Mapping[str, Json] = {
     },
     "If-Match": {
         "description": "The ETag that the change is based on; 412 when it is no longer current.",
-        "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,18}")$'},
+        "schema": {"type": "string", "minLength": 1},
     },
 }
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.health import Health
+    from itdesk.desk.journal import Journal
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.scans import Scans
@@ -36,6 +37,7 @@ class Desk:
     accounts: Accounts
     projects: Projects
     tickets: Tickets
+    journal: Journal
     upload_dir: Path
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)

@@ -76,6 +76,7 @@ class Database:
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._open = 0
         self._closed = False
+        self._complained_at: float | None = None
 
     async def close(self) -> None:
         """Close every idle connection; those in use are closed as they come back."""
@@ -152,7 +153,7 @@ class Database:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[Any]:
-        with _translated():
+        with _translated(self._complain):
             conn = await self._acquire()
             # The loan is returned whatever happens; one whose state is unknown (an answer is
             # still owed, or the transaction could not be ended) is never lent again.
@@ -163,6 +164,19 @@ class Database:
                 raise
             else:
                 self._release(conn, usable=_is_usable(conn))
+                self._relieve()
+
+    def _complain(self, problem: str) -> None:
+        """Log an outage once a second: under load each request meets it."""
+        now = asyncio.get_running_loop().time()
+        if self._complained_at is None or now >= self._complained_at + 1.0:
+            self._complained_at = now
+            log.warning("database unavailable", problem=problem)
+
+    def _relieve(self) -> None:
+        if self._complained_at is not None:
+            self._complained_at = None
+            log.info("database reached again")
 
     async def _acquire(self) -> Any:
         while self._idle:
@@ -297,7 +311,7 @@ _OUTAGE = (
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(complain: Callable[[str], None]) -> Iterator[None]:
     """Turn what asyncpg raises into what a caller can act on."""
     try:
         yield
@@ -311,8 +325,8 @@ def _translated() -> Iterator[None]:
     except asyncpg.QueryCanceledError as exc:
         raise Unavailable("The database took too long to answer.", code="E_DATABASE_BUSY") from exc
     except TimeoutError as exc:
-        log.warning("database timeout")
+        complain("no answer in time")
         raise _outage("The database does not answer in time. Try again shortly.") from exc
     except _OUTAGE as exc:
-        log.warning("database unavailable", problem=type(exc).__name__)
+        complain(type(exc).__name__)
         raise _outage("The database cannot be reached. Try again shortly.") from exc

@@ -1,12 +1,14 @@
 """The journal: every accepted change, written in the transaction that made it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from itdesk.model import Event, HistoryEntry
+from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
@@ -37,6 +39,133 @@ async def append(conn: Any, events: Sequence[Event]) -> None:
         [e.request_id for e in events],
         [e.cause_id for e in events],
     )
+
+
+CHANNEL = "itdesk_journal"
+
+
+async def number_batch(conn: Any, limit: int = 500) -> tuple[int, int] | None:
+    """Number the oldest events without a number; return how many, and the last number given.
+
+    None means that another sequencer is at it. Runs inside a transaction: numbers become visible,
+    listeners on CHANNEL are told once, and the lock is free, when it ends. Numbers are dense.
+    Within a ticket they follow its version: whoever began first may have waited for the ticket
+    and so come later, which is why a version never sorts before a lower one.
+    """
+    lock = "SELECT pg_try_advisory_xact_lock(hashtextextended('itdesk.sequencer', 0))"
+    if not await conn.fetchval(lock):
+        return None
+    query = """
+        WITH waiting AS MATERIALIZED (
+            SELECT id, ticket_id, ticket_version,
+                   max(created_at) OVER (
+                       PARTITION BY coalesce(ticket_id, id) ORDER BY ticket_version, id
+                   ) AS due
+            FROM events WHERE seq IS NULL
+        ), batch AS MATERIALIZED (
+            SELECT id, row_number() OVER (ORDER BY due, ticket_id, ticket_version, id) AS place
+            FROM waiting ORDER BY place LIMIT $1
+        ), size AS MATERIALIZED (
+            SELECT count(*) AS n FROM batch
+        ), head AS (
+            UPDATE journal_head SET last_seq = last_seq + n FROM size WHERE n > 0
+            RETURNING last_seq, last_seq - n AS before, n
+        ), numbered AS (
+            UPDATE events SET seq = head.before + batch.place FROM batch, head
+            WHERE events.id = batch.id
+        )
+        SELECT n, last_seq, pg_notify($2, last_seq::text) FROM head
+    """
+    row = await conn.fetchrow(query, limit, CHANNEL)
+    return (row["n"], row["last_seq"]) if row is not None else (0, 0)
+
+
+async def lag_seconds(conn: Any) -> float:
+    """Return for how long the oldest unnumbered event has been waiting."""
+    query = """
+        SELECT coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
+        FROM events WHERE seq IS NULL
+    """
+    lag: float = await conn.fetchval(query)
+    return max(0.0, lag)
+
+
+async def head(conn: Any) -> Position:
+    """Return the last number given, and the epoch that it belongs to."""
+    row = await conn.fetchrow("SELECT epoch, last_seq FROM journal_head")
+    return Position(row["epoch"], row["last_seq"])
+
+
+async def oldest(conn: Any) -> int:
+    """Return the smallest number still in the journal, or 0 when there is none."""
+    found: int | None = await conn.fetchval("SELECT min(seq) FROM events WHERE seq IS NOT NULL")
+    return found or 0
+
+
+_ENTRY = """
+    e.seq, e.id, e.ticket_id, e.ticket_version, e.type, e.actor_id, e.actor_name, e.source,
+    e.changes, e.data, e.request_id, e.cause_id, e.created_at
+"""
+
+
+def _entry(row: Any) -> Entry:
+    event = Event(
+        id=row["id"],
+        type=row["type"],
+        actor_id=row["actor_id"],
+        actor_name=row["actor_name"],
+        source=Source(row["source"]),
+        ticket_id=row["ticket_id"],
+        ticket_version=row["ticket_version"],
+        changes=tuple(Change(c["field"], c["old"], c["new"]) for c in row["changes"]),
+        data=row["data"],
+        request_id=row["request_id"],
+        cause_id=row["cause_id"],
+    )
+    return Entry(row["seq"], event, row["created_at"])
+
+
+async def after(conn: Any, seq: int, *, limit: int) -> list[Entry]:
+    """Return the next numbered events after a number, in order."""
+    query = f"""
+        SELECT {_ENTRY} FROM events e WHERE e.seq > $1 ORDER BY e.seq LIMIT $2
+    """  # noqa: S608 - a literal of this module
+    return [_entry(row) for row in await conn.fetch(query, seq, limit)]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which events of the journal are asked for; None asks for all."""
+
+    type: str | None = None
+    ticket_id: UUID | None = None
+    actor_id: UUID | None = None
+    source: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def journal_page(
+    conn: Any, wanted: Wanted, *, after_seq: int, limit: int, newest_first: bool = False
+) -> list[Entry]:
+    """Return numbered events beyond a number, in its order or backwards."""
+    comparison, direction = ("<", "DESC") if newest_first else (">", "ASC")
+    query = f"""
+        SELECT {_ENTRY} FROM events e
+        WHERE e.seq {comparison} $1
+          AND ($2::text IS NULL OR e.type = $2 OR e.type LIKE $2 || '.%')
+          AND ($3::uuid IS NULL OR e.ticket_id = $3)
+          AND ($4::uuid IS NULL OR e.actor_id = $4)
+          AND ($5::text IS NULL OR e.source = $5)
+          AND ($6::timestamptz IS NULL OR e.created_at >= $6)
+          AND ($7::timestamptz IS NULL OR e.created_at < $7)
+        ORDER BY e.seq {direction} LIMIT $8
+    """  # noqa: S608 - literals of this module
+    rows = await conn.fetch(
+        query, after_seq, wanted.type, wanted.ticket_id, wanted.actor_id, wanted.source,
+        wanted.since, wanted.until, limit,
+    )  # fmt: skip
+    return [_entry(row) for row in rows]
 
 
 _SORT = "version"

@@ -225,9 +225,10 @@ async def test_a_killed_server_is_brought_back_at_the_same_url(state_dir: Path) 
     async with embedded(state_dir, durable=True) as server:
         url = server.url
         await ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-        assert server.pid
-        os.kill(server.pid, signal.SIGKILL)
-        await asyncio.to_thread(os.waitid, os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+        pid = server.pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert not runs(server)
         await server.start()
         assert runs(server) and server.url == url

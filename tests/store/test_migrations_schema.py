@@ -8,6 +8,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from itdesk.store.migrations import Migrations
+from tests.support.postgres import MIGRATIONS, Server
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 TICKET = """INSERT INTO tickets (key, project_id, title, description, tags)
@@ -341,6 +344,26 @@ async def test_one_unfinished_job_per_dedupe_key(db: Connection) -> None:
         await db.execute(job)
     await db.execute("UPDATE jobs SET state = 'done', finished_at = now()")
     await db.execute(job)
+
+
+async def test_a_restored_dump_is_a_working_database(
+    db: Connection, pg_server: Server, database_url: str
+) -> None:
+    """S2-59: triggers, identities and generated columns do not stand in the way of a restore."""
+    one = await ticket(db)
+    await comment(db, one, "toner")
+    await db.execute("UPDATE events SET seq = 1 WHERE id = $1", await db.fetchval(EVENT, 1))
+    async with pg_server.database(migrated=False) as restored_url:
+        await pg_server.copy(database_url, restored_url)
+        assert (await Migrations(restored_url, directory=MIGRATIONS).verify()).equal
+        restored = await asyncpg.connect(restored_url)
+        try:
+            assert await found(restored, "toner") == ["TSK-1001"]
+            assert await restored.fetchval("SELECT seq FROM events") == 1
+            await ticket(restored, "TSK-1002")
+            assert await restored.fetchval("SELECT max(number) FROM tickets") == 2
+        finally:
+            await restored.close()
 
 
 # Search.

@@ -9,7 +9,7 @@ import asyncio
 import io
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -85,9 +85,9 @@ class Crew:
 
     async def act(self, session: ClientSession, kind: str, tickets: list[dict[str, Any]]) -> None:
         """Make one call and remember what came of it."""
-        name = f"load {uuid4().hex}"
+        name = f"load-{uuid4().hex}"
         if kind == "create":
-            headers = {"Idempotency-Key": name.replace(" ", "-")}
+            headers = {"Idempotency-Key": name}
             made = await self.call(session, kind, name, "POST", "/api/v1/tickets",
                                    json={"title": name}, headers=headers)  # fmt: skip
             if made.acknowledged and made.answer is not None:
@@ -167,6 +167,15 @@ async def working(people: Sequence[Person], *, clients: int, rate: float) -> Asy
             yield crew
         finally:
             crew.stopping = True
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], *, seconds: float) -> float:
+    """Return after how many seconds a check came true; fail when it does not in time."""
+    began = time.monotonic()
+    while not await check():
+        assert time.monotonic() < began + seconds, f"never came true in {seconds} s"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - began
 
 
 async def lost_or_doubled(url: str, crew: Crew) -> list[str]:

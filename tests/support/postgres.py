@@ -110,18 +110,27 @@ class Server:
 
     async def dump(self, url: str) -> str:
         """Return the schema of a database as pg_dump sees it."""
-        process = await asyncio.create_subprocess_exec(
-            self.embedded.bindir / "pg_dump",
-            "--schema-only",
-            "--no-owner",
-            f"--dbname={url}",
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        assert process.returncode == 0
+        output = await self._program("pg_dump", "--schema-only", "--no-owner", f"--dbname={url}")
         lines = output.decode().splitlines()
         # Newer releases fence the dump with a random word.
         return "\n".join(line for line in lines if not line.startswith(("\\restrict", "\\unres")))
+
+    async def copy(self, source: str, target: str) -> None:
+        """Restore a full dump of one database into another, as an operator would."""
+        dump = await self._program("pg_dump", "--no-owner", f"--dbname={source}")
+        options = ("--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--output=/dev/null")
+        await self._program("psql", *options, f"--dbname={target}", stdin=dump)
+
+    async def _program(self, name: str, *arguments: str, stdin: bytes = b"") -> bytes:
+        process = await asyncio.create_subprocess_exec(
+            self.embedded.bindir / name,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate(stdin)
+        assert process.returncode == 0, f"{name} failed"
+        return output
 
     async def until(self, url: str, running: str) -> None:
         """Return once some session on the database runs a statement with this text."""
