@@ -344,6 +344,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """What happened on a ticket after somebody looked: a public comment, or another status."""
+
+    version: int
+    type: str
+    user_id: UUID | None
+    user_name: str
+    created_at: datetime
+    comment_id: UUID | None
+    body: str | None
+    old_status: str | None
+    new_status: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One line of a ticket's history."""
 

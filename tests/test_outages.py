@@ -13,19 +13,17 @@ import pytest
 
 from tests.support.clamd import (
     Clamd,
-    Heard,
-    HostileClamd,
     Script,
     answers,
     drips,
     hangs,
-    hostile,
     never_reads,
     resets,
 )
 from tests.support.daemon import SMALL_FILES, Live, Person, make_daemon, running, started
 from tests.support.load import Call, Crew, eventually, lost_or_doubled, misbehaved, working
 from tests.support.postgres import Server
+from tests.support.relay import relayed
 
 LONGEST = 5.0
 BACK = 2.0
@@ -176,32 +174,6 @@ async def test_the_embedded_postgresql_is_brought_back() -> None:
 
 
 FILES = 200
-
-
-@asynccontextmanager
-async def relayed(clamd: Clamd) -> AsyncIterator[HostileClamd]:
-    """Lend a way to clamd on which everything may happen: change its `script`."""
-
-    async def forward(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard
-    ) -> None:
-        back, there = await asyncio.open_connection(clamd.host, clamd.port)
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while piece := await source.read(65536):
-                target.write(piece)
-                await target.drain()
-
-        there.write(heard.command)
-        sending = asyncio.get_running_loop().create_task(pump(reader, there))
-        try:
-            await pump(back, writer)
-        finally:
-            sending.cancel()
-            there.close()
-
-    async with hostile(forward) as relay:
-        yield relay
 
 
 async def _uploaded(person: Person, count: int) -> list[str]:

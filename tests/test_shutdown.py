@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from tests.support.clamd import Clamd, hangs, hostile
+from tests.support.clamd import Clamd, hangs
 from tests.support.daemon import SMALL_FILES, Answer, Daemon, Live, Person, make_daemon, started
 from tests.support.load import BROKEN, REFUSED, Crew, eventually, lost_or_doubled, working
 from tests.support.postgres import Server
+from tests.support.relay import relayed
 
 LONGEST = 30.0
 FORCED = 2.0
@@ -19,13 +20,7 @@ FORCED = 2.0
 
 async def _exit(daemon: Daemon) -> int:
     """Return the exit status of a daemon that was told to stop."""
-    assert daemon.process is not None
-    return await asyncio.to_thread(daemon.process.wait, LONGEST)
-
-
-def _tell(daemon: Daemon, how: signal.Signals = signal.SIGTERM) -> None:
-    assert daemon.process is not None
-    daemon.process.send_signal(how)
+    return await asyncio.to_thread(daemon.ended, seconds=LONGEST)
 
 
 def _refuses(live: Live) -> Callable[[], Awaitable[bool]]:
@@ -65,7 +60,7 @@ async def test_sigterm_under_load_answers_all_and_loses_nothing(
             async with working(agents, clients=clients, rate=rate) as crew:
                 await crew.until(lambda call: call.acknowledged, times=30, seconds=20)
                 told = time.monotonic()
-                _tell(live.daemon)
+                live.daemon.tell()
                 status, seconds = await _exit(live.daemon), time.monotonic() - told
             print(f"ended in {seconds:.2f} s, {crew.counts()}")
             assert (status, seconds < LONGEST) == (0, True)
@@ -86,13 +81,17 @@ def _torn(crew: Crew) -> list[str]:
     return wrong
 
 
+# More than is kept in memory before it goes to the disk, twice over.
+LATE = b"late but whole\n" * 200_000
+
+
 class _Upload:
     """One upload over a bare socket, in two parts."""
 
     def __init__(self, person: Person, ticket: str) -> None:
         self._body = (
             b'--b\r\nContent-Disposition: form-data; name="file"; filename="late.txt"\r\n'
-            b"Content-Type: text/plain\r\n\r\n" + b"late but whole\n" * 10_000 + b"\r\n--b--\r\n"
+            b"Content-Type: text/plain\r\n\r\n" + LATE + b"\r\n--b--\r\n"
         )
         self._head = (
             f"POST /api/v1/tickets/{ticket}/attachments HTTP/1.1\r\nHost: desk\r\n"
@@ -129,7 +128,7 @@ async def test_a_request_in_flight_is_finished_first(pg_server: Server) -> None:
         upload = _Upload(alice, ticket)
         await upload.begin(_port(live))
         await eventually(_busy(live), seconds=5)
-        _tell(live.daemon)
+        live.daemon.tell()
         await eventually(_refuses(live), seconds=5)
         answer = await upload.finish()
         made = answer.expect(201)
@@ -140,7 +139,7 @@ async def test_a_request_in_flight_is_finished_first(pg_server: Server) -> None:
         kept = (await alice.scanned(made["id"]))["scanned_status"]
         assert kept == "CLEAN"
         served = await alice.get(f"/attachments/{made['id']}/content")
-        assert served.raw == b"late but whole\n" * 10_000
+        assert served.raw == LATE
 
 
 def _busy(live: Live) -> Callable[[], Awaitable[bool]]:
@@ -159,25 +158,33 @@ async def test_a_second_sigterm_ends_it_at_once(pg_server: Server) -> None:
         alice = await live.person()
         upload = _Upload(alice, (await alice.ticket())["key"])
         await upload.begin(_port(live))
-        _tell(live.daemon)
+        live.daemon.tell()
         await eventually(_refuses(live), seconds=5)
         assert live.daemon.process is not None and live.daemon.process.poll() is None
         again = time.monotonic()
-        _tell(live.daemon)
+        live.daemon.tell()
         assert await _exit(live.daemon) == 0
         print(f"forced in {time.monotonic() - again:.2f} s")
         assert time.monotonic() - again < FORCED
         upload.abandon()
 
 
-async def test_a_scan_in_progress_gives_its_lease_back(pg_server: Server) -> None:
+async def test_a_scan_in_progress_gives_its_lease_back(pg_server: Server, clamd: Clamd) -> None:
     """P-12: the next daemon need not wait until the lease of the last one has run out."""
-    async with hostile(hangs) as clamd:
-        env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES,
-               "ITDESK_SCANNER__LEASE_SECONDS": "600", "ITDESK_SERVER__DRAIN_SECONDS": "1"}  # fmt: skip
+    async with relayed(clamd) as relay:
+        env = {
+            "CLAMAV_HOST": "127.0.0.1",
+            "CLAMAV_PORT": str(relay.port),
+            "ITDESK_SCANNER__LEASE_SECONDS": "600",
+            "ITDESK_SERVER__DRAIN_SECONDS": "1",
+            **SMALL_FILES,
+        }
         async with started(pg_server, **env) as live:
             alice = await live.person()
-            file = (await alice.upload((await alice.ticket())["key"], b"x")).expect(201)["id"]
+            ticket = (await alice.ticket())["key"]
+            await alice.scanned((await alice.upload(ticket, b"a")).expect(201)["id"])
+            relay.script = hangs
+            file = (await alice.upload(ticket, b"x")).expect(201)["id"]
             conn = await asyncpg.connect(live.daemon.env["DATABASE_URL"])
             query = "SELECT scan_lease_until > now() FROM attachments WHERE id = $1"
 
@@ -185,7 +192,7 @@ async def test_a_scan_in_progress_gives_its_lease_back(pg_server: Server) -> Non
                 return bool(await conn.fetchval(query, file))
 
             await eventually(leased, seconds=10)
-            _tell(live.daemon)
+            live.daemon.tell()
             assert await _exit(live.daemon) == 0
             assert await conn.fetchval(query, file) is None
             await conn.close()
@@ -199,7 +206,7 @@ async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server)
             await crew.until(lambda call: call.acknowledged, times=20, seconds=20)
             own_pg_server.pause()
             told = time.monotonic()
-            _tell(live.daemon)
+            live.daemon.tell()
             status = await _exit(live.daemon)
             print(f"ended in {time.monotonic() - told:.2f} s, {crew.counts()}")
         own_pg_server.resume()

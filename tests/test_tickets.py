@@ -315,6 +315,43 @@ async def test_internal_comments_are_for_agents_only(alice: Person, agent: Perso
     assert await _keys(agent, "q=xyzzyplugh") == [ticket["key"]]
 
 
+async def test_nobody_answers_over_somebodys_head(live: Live, alice: Person, agent: Person) -> None:
+    """No double reply: 409 shows what was said since; nothing is written; force overrides."""
+    ticket = await alice.ticket()
+    path = f"/tickets/{ticket['key']}/comments"
+    other = await live.person("agent")
+    answer = {"body": "Restart the router.", "last_seen": 1}
+    (await agent.post(path, {"body": "Only we read this.", "internal": True})).expect(201)
+    (await other.post(path, {"body": "I have restarted it.", "last_seen": 1})).expect(201)
+    (await other.patch(f"/tickets/{ticket['key']}", {"status": "closed"})).expect(200)
+    details = (await agent.post(path, answer)).refused(409, "E_TICKET_ANSWERED_MEANWHILE")
+    assert [(new["version"], new["body"], new["new_status"]) for new in details["newer"]] == [
+        (3, "I have restarted it.", None),
+        (4, None, "closed"),
+    ]
+    assert details["version"] == 4
+    assert len((await agent.get(path)).expect(200)) == 2
+    (await agent.post(path, {**answer, "last_seen": 4})).expect(201)
+    (await agent.post(path, {**answer, "force": True})).expect(201)
+    (await agent.post(path, {**answer, "last_seen": 99})).refused(422, "E_VALIDATION_ERROR")
+    nowhere = {"epoch": "00000000-0000-0000-0000-000000000000", "seq": 1}
+    (await agent.post(path, {**answer, "last_seen": nowhere})).refused(422, "E_VALIDATION_ERROR")
+
+
+async def test_of_two_answers_at_once_one_is_refused(live: Live, alice: Person) -> None:
+    """The ticket is held while it is looked at: 16 agents answer the same version, one speaks."""
+    ticket = await alice.ticket()
+    agents = [await live.person("agent") for _ in range(16)]
+    body = {"body": "On my way.", "last_seen": 1}
+    async with asyncio.TaskGroup() as group:
+        said = [
+            group.create_task(agent.post(f"/tickets/{ticket['key']}/comments", body))
+            for agent in agents
+        ]
+    assert sorted(task.result().status for task in said) == [201] + [409] * 15
+    assert len((await alice.get(f"/tickets/{ticket['key']}/comments")).expect(200)) == 1
+
+
 async def test_each_filter_narrows_alone_and_together(live: Live, agent: Person) -> None:
     """S3-22, S2-25, S2-41: every filter of the list; an unknown value is 422."""
     bob = await live.person()

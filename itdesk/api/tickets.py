@@ -23,7 +23,7 @@ from itdesk.api.fields import (
 from itdesk.api.paging import page_reply, window
 from itdesk.api.route import NO_CONTENT, Body, Call, ListQuery, Reply, Route, Who, created, one
 from itdesk.desk.tickets import NewTicket
-from itdesk.model import Comment, HistoryEntry, Priority, Ticket
+from itdesk.model import Comment, HistoryEntry, Position, Priority, Ticket
 from itdesk.store.tickets import Filter
 
 MOST_TEXT = 100_000
@@ -120,11 +120,34 @@ class TicketQuery(PlainTicketQuery):
     reporter_id: UUID | None = None
 
 
+class StreamPosition(Body):
+    """How far somebody had read the stream of events."""
+
+    epoch: UUID
+    seq: Annotated[int, Field(ge=0, le=2**62)]
+
+    def position(self) -> Position:
+        """Return it in the desk's own words."""
+        return Position(self.epoch, self.seq)
+
+
 class CommentBody(Body):
     """Something to say on a ticket."""
 
     body: Annotated[Prose, Field(max_length=MOST_TEXT)]
     internal: Flag = Field(False, description="For agents' eyes only; agents and above.")
+    last_seen: Annotated[int, Field(ge=1, le=2**31 - 1)] | StreamPosition | None = Field(
+        None,
+        description="The ticket's version, or the stream's position, that the author saw: the"
+        " comment is refused with 409 if there was a public comment or another status since.",
+    )
+    force: Flag = Field(False, description="Say it all the same.")
+
+    def seen(self) -> int | Position | None:
+        """Return what the author saw, when that matters."""
+        if self.force or self.last_seen is None:
+            return None
+        return self.last_seen if isinstance(self.last_seen, int) else self.last_seen.position()
 
 
 async def list_all(call: Call) -> Reply:
@@ -198,7 +221,11 @@ async def comment(call: Call) -> Reply:
     """Say something on a ticket."""
     body: CommentBody = call.body
     said = await call.desk.tickets.comment(
-        call.caller, call.path["ticket"], body.body, internal=body.internal
+        call.caller,
+        call.path["ticket"],
+        body.body,
+        internal=body.internal,
+        last_seen=body.seen(),
     )
     return created(said, f"/api/v1/tickets/{said.ticket_id}/comments")
 
@@ -317,5 +344,6 @@ ROUTES: list[Route] = [
         response=Comment,
         status=201,
         idempotent=True,
+        errors={"E_TICKET_ANSWERED_MEANWHILE": 409},
     ),
 ]

@@ -6,7 +6,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, Protocol
 from uuid import UUID
 
-from itdesk.errors import BadRequest, Forbidden, Invalid, NotFound, PreconditionFailed
+from itdesk.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
 from itdesk.model import (
     TRANSITIONS,
     Caller,
@@ -15,6 +15,7 @@ from itdesk.model import (
     Comment,
     Event,
     HistoryEntry,
+    Position,
     Priority,
     Role,
     Source,
@@ -184,13 +185,25 @@ class Tickets:
         return replace(page, total=total)
 
     async def comment(
-        self, caller: Caller, ref: str, body: str, *, internal: bool = False
+        self,
+        caller: Caller,
+        ref: str,
+        body: str,
+        *,
+        internal: bool = False,
+        last_seen: int | Position | None = None,
     ) -> Comment:
-        """Say something on a ticket; only agents and above may say it internally."""
+        """Say something on a ticket; only agents and above may say it internally.
+
+        With `last_seen`, the ticket version or stream position that its author saw, nothing is
+        said when there was a public comment or another status since: Conflict shows them.
+        """
         if internal:
             _require_agent(caller, "internal")
         async with self._db.transaction() as tx:
             ticket = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
+            if last_seen is not None:
+                await _require_seen(tx, ticket, last_seen)
             said = await comments.add(
                 tx.conn,
                 id=new_id(),
@@ -264,6 +277,24 @@ def require_version(ticket: Ticket, if_match: str | None) -> None:
             "Somebody changed the ticket meanwhile. Compare with `current` and try again.",
             code="E_TICKET_VERSION_MISMATCH",
             details={"current": ticket},
+        )
+
+
+async def _require_seen(tx: Transaction, ticket: Ticket, last_seen: int | Position) -> None:
+    """Refuse to answer over somebody's head."""
+    version, seq = (last_seen, None) if isinstance(last_seen, int) else (None, last_seen.seq)
+    if isinstance(last_seen, Position):
+        if last_seen.epoch != (await events.head(tx.conn)).epoch:
+            raise Invalid.field("last_seen.epoch", "is not the journal's: subscribe again")
+    elif last_seen > ticket.version:
+        raise Invalid.field("last_seen", f"is beyond the ticket's version {ticket.version}")
+    unseen = await events.unseen(tx.conn, ticket.id, version=version, seq=seq)
+    if unseen:
+        raise Conflict(
+            "Somebody answered or moved the ticket meanwhile. Read `newer`, then send your comment"
+            " again with the new last_seen, or with force=true.",
+            code="E_TICKET_ANSWERED_MEANWHILE",
+            details={"version": ticket.version, "newer": unseen},
         )
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source
+from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source, Unseen
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
@@ -211,6 +211,42 @@ async def count_history(conn: Any, ticket_id: UUID, *, internal: bool) -> int:
     query = f"SELECT count(*) {_LINES}"  # noqa: S608 - a literal of this module
     total: int = await conn.fetchval(query, ticket_id, internal)
     return total
+
+
+async def unseen(
+    conn: Any, ticket_id: UUID, *, version: int | None, seq: int | None
+) -> list[Unseen]:
+    """Return the public comments and status changes beyond a version or a number, oldest first."""
+    query = """
+        SELECT e.ticket_version, e.type, e.actor_id, e.actor_name, e.created_at, c.id AS comment_id,
+               c.body, change.what
+        FROM events e
+        LEFT JOIN ticket_comments c ON c.id = (e.data ->> 'comment_id')::uuid
+        LEFT JOIN LATERAL (
+            SELECT what FROM jsonb_array_elements(e.changes) AS what
+            WHERE what ->> 'field' = 'status'
+        ) AS change ON e.type = 'ticket.updated'
+        WHERE e.ticket_id = $1
+          AND ($2::bigint IS NULL OR e.ticket_version > $2)
+          AND ($3::bigint IS NULL OR e.seq > $3 OR e.seq IS NULL)
+          AND (change.what IS NOT NULL
+               OR e.type = 'comment.added' AND NOT coalesce((e.data ->> 'internal')::bool, false))
+        ORDER BY e.ticket_version LIMIT 100
+    """
+    return [
+        Unseen(
+            version=row["ticket_version"],
+            type=row["type"],
+            user_id=row["actor_id"],
+            user_name=row["actor_name"],
+            created_at=row["created_at"],
+            comment_id=row["comment_id"],
+            body=row["body"],
+            old_status=row["what"] and row["what"]["old"],
+            new_status=row["what"] and row["what"]["new"],
+        )
+        for row in await conn.fetch(query, ticket_id, version, seq)
+    ]
 
 
 async def erase_ticket(conn: Any, ticket_id: UUID) -> None:

@@ -86,8 +86,17 @@ class Daemon:
 
     def stop(self, how: signal.Signals = signal.SIGTERM, *, seconds: float = 40.0) -> int:
         """Send a signal and return the exit status."""
+        self.tell(how)
+        return self.ended(seconds=seconds)
+
+    def tell(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal."""
         assert self.process is not None
         self.process.send_signal(how)
+
+    def ended(self, *, seconds: float = 40.0) -> int:
+        """Wait for the end and return the exit status."""
+        assert self.process is not None
         try:
             return self.process.wait(seconds)
         finally:
