@@ -13,9 +13,8 @@ CREATE TABLE IF NOT EXISTS workflow_rules (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT ck_workflow_rules_trigger
-        CHECK (trigger IN ('ticket.created', 'ticket.updated', 'ticket.status_changed',
-                           'ticket.assigned', 'comment.added', 'attachment.added',
-                           'attachment.scanned')),
+        CHECK (trigger IN ('ticket_created', 'ticket_updated', 'status_changed',
+                           'comment_added', 'unchanged_for')),
     CONSTRAINT ck_workflow_rules_conditions CHECK (jsonb_typeof(conditions) = 'object'),
     CONSTRAINT ck_workflow_rules_actions CHECK (jsonb_typeof(actions) = 'object')
 );

@@ -79,6 +79,7 @@ _ASSIGN = {"assignee_ids", "assignee_id"}
 _OPEN = {"title", "description", "tags", "labels"} | _TRIAGE - {"resolution"}
 _SELF = {"name", "avatar_url"}
 _USER = _SELF | {"email", "role", "is_active", "department"}
+_SAID = {"body", "last_seen", "force"}
 _FILE = {"original_filename", "mime", "size", "checksum"}
 
 # Route, who asks, a good body, the fields that this caller may set, those that are known to the
@@ -92,8 +93,8 @@ CASES: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
     ("PATCH /tickets/{ticket}", "admin", {}, _TICKET | _TRIAGE | _ASSIGN | {"force"}, set()),
     ("POST /tickets", "user", {"title": "A good one"}, _OPEN, _ASSIGN),
     ("POST /tickets", "agent", {"title": "A good one"}, _OPEN | _ASSIGN, set()),
-    ("POST /tickets/{ticket}/comments", "user", {"body": "x"}, {"body"}, {"internal"}),
-    ("POST /tickets/{ticket}/comments", "agent", {"body": "x"}, {"body", "internal"}, set()),
+    ("POST /tickets/{ticket}/comments", "user", {"body": "x"}, _SAID, {"internal"}),
+    ("POST /tickets/{ticket}/comments", "agent", {"body": "x"}, _SAID | {"internal"}, set()),
     ("PATCH /users/{user}", "user", {}, _SELF, _USER - _SELF),
     ("PUT /users/{user}", "user", {}, _SELF, _USER - _SELF),
     ("PATCH /users/{agent}", "agent", {}, _SELF, _USER - _SELF),

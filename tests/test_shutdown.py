@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from tests.support.clamd import Clamd, hangs
-from tests.support.daemon import SMALL_FILES, Answer, Daemon, Live, Person, make_daemon, started
+from tests.support.daemon import SMALL_FILES, Answer, Daemon, Live, Person, started
 from tests.support.load import BROKEN, REFUSED, Crew, eventually, lost_or_doubled, working
 from tests.support.postgres import Server
 from tests.support.relay import relayed
@@ -216,9 +216,11 @@ async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_during_the_start_ends_it(how: signal.Signals) -> None:
+async def test_a_signal_during_the_start_ends_it(
+    how: signal.Signals, new_daemon: Callable[..., Daemon]
+) -> None:
     """P-12: a daemon that waits for its database listens to the signals that end it."""
-    daemon = make_daemon("postgresql://itdesk@127.0.0.1:1/itdesk")
+    daemon = new_daemon("postgresql://itdesk@127.0.0.1:1/itdesk")
     daemon.start(ready=False)
 
     async def waits() -> bool:

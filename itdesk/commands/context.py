@@ -17,6 +17,7 @@ from itdesk.config import Settings, load, secret_values
 from itdesk.desk import Desk
 from itdesk.errors import ConfigError, DeskError, Invalid, Unavailable
 from itdesk.runtime import log
+from itdesk.runtime.statedir import become_owner
 from itdesk.runtime.supervisor import Escalated
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Context:
             )
         except ConfigError as exc:
             sys.exit(fail(exc))
+        become_owner(settings.state_dir)
         # A person reads this: what goes well is said on stdout, once. `serve` and `scan` say more.
         quiet = settings.log.level == "INFO"
         log.configure("WARNING" if quiet else settings.log.level, settings.log.format)

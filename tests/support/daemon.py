@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,6 +248,22 @@ def make_daemon(database_url: str | None, **env: str) -> Daemon:
     if database_url is not None:
         settings["DATABASE_URL"] = database_url
     return Daemon(settings, state_dir)
+
+
+@pytest.fixture
+def new_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Return `make_daemon` for tests that start it themselves; nothing of it is left afterwards."""
+    made: list[Daemon] = []
+
+    def make(database_url: str | None, **env: str) -> Daemon:
+        made.append(make_daemon(database_url, **env))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.stop(signal.SIGKILL)
+        shutil.rmtree(daemon.state_dir, ignore_errors=True)
 
 
 async def live_on(daemon: Daemon) -> Live:
