@@ -22,7 +22,7 @@ say `required = true`: then the desk does not start without the plugin. A plain 
 event loop: what takes longer than a few milliseconds belongs into a thread.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from itdesk.model import Caller, Event, ScanReason, Ticket
 if TYPE_CHECKING:
     from itdesk.api.route import Route
     from itdesk.desk import Desk
+    from itdesk.desk.jobs import Job
     from itdesk.runtime.metrics import Metrics
 
 hookspec = pluggy.HookspecMarker("itdesk")
@@ -133,6 +134,75 @@ class ScanEngine(Protocol):
         """
 
 
+class RetryLater(Exception):
+    """A job could not be done yet: try it again after so many seconds, and no sooner.
+
+    Unless `counted`, this attempt is none: what was asked is out for now, and that may last.
+    """
+
+    def __init__(self, seconds: float, reason: str = "asked to wait", *, counted: bool = True):
+        super().__init__(reason)
+        self.seconds = seconds
+        self.reason = reason
+        self.counted = counted
+
+
+class GiveUp(Exception):
+    """A job can never be done: fail it at once, with this reason for operators to read."""
+
+
+def _no_key(event: Event) -> str | None:
+    return None
+
+
+def _about(event: Event) -> Mapping[str, Any]:
+    ticket_id = None if event.ticket_id is None else str(event.ticket_id)
+    return {"type": event.type, "ticket_id": ticket_id, "ticket_version": event.ticket_version}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobType:
+    """A kind of work that must happen, once its cause was committed, whatever crashes meanwhile.
+
+    Every event of the types `on_events` queues one job in the event's own transaction, with what
+    `args`, `lane` and `dedupe` make of it: quickly, without effects and without waiting. Jobs of
+    one lane run one at a time and in order, a failed attempt holding up those behind it. A job is
+    left out when one with the same dedupe key is unfinished: the key must name the very work, with
+    what it is about as of now (a version, an event), or newer work is lost behind older.
+
+    `handle` is run at least once: a process may die right after it. What it does in
+    `async with job.transaction()` happens once exactly, together with the end of the job; what it
+    asks of others, `async with job.sending()`, carries `job.key`, the same at every attempt, so
+    that they can tell. It is cut after `timeout_seconds`; when it raises it is tried again, up to
+    `attempts` times, after growing pauses. `concurrency` is how many each daemon runs at a time.
+    """
+
+    name: str
+    handle: "Callable[[Job], Awaitable[None]]"
+    concurrency: int = 1
+    attempts: int = 5
+    timeout_seconds: float = 60.0
+    on_events: tuple[str, ...] = ()
+    lane: Callable[[Event], str | None] = _no_key
+    args: Callable[[Event], Mapping[str, Any]] = _about
+    dedupe: Callable[[Event], str | None] = _no_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Work that is due once in every so many seconds, for all daemons together.
+
+    Periods are counted from 1970 by the database's clock. After an outage the work is done once,
+    not once for each period missed. `run` is a job's handler: see JobType.
+    """
+
+    name: str
+    seconds: int
+    run: "Callable[[Job], Awaitable[None]]"
+    attempts: int = 3
+    timeout_seconds: float = 300.0
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """How one part of the desk is: `ok`, and if not, why and what to do."""
@@ -163,6 +233,16 @@ def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
 def itdesk_routes() -> Sequence["Route"]:  # type: ignore[empty-body]
     """Return routes that the desk serves for this plugin, `/hello` as
     /api/v1/plugins/<name>/hello."""
+
+
+@hookspec
+def itdesk_jobs(desk: "Desk") -> Sequence[JobType]:  # type: ignore[empty-body]
+    """Return kinds of durable work, named `<plugin>.<name>`: see JobType."""
+
+
+@hookspec
+def itdesk_schedule(desk: "Desk") -> Sequence[Schedule]:  # type: ignore[empty-body]
+    """Return work to do periodically, named `<plugin>.<name>`: see Schedule."""
 
 
 @hookspec

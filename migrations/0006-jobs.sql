@@ -19,18 +19,27 @@ CREATE TABLE IF NOT EXISTS jobs (
     event_id uuid,
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz,
-    CONSTRAINT ck_jobs_state CHECK (state IN ('waiting', 'leased', 'done', 'failed'))
+    CONSTRAINT ck_jobs_state CHECK (state IN ('waiting', 'leased', 'done', 'failed')),
+    CONSTRAINT ck_jobs_leased
+        CHECK (state <> 'leased' OR owner IS NOT NULL AND lease_until IS NOT NULL),
+    CONSTRAINT ck_jobs_finished
+        CHECK ((state IN ('done', 'failed')) = (finished_at IS NOT NULL))
 );
 
 CREATE UNIQUE INDEX IF NOT EXISTS ux_jobs_dedupe_key ON jobs (dedupe_key)
     WHERE state IN ('waiting', 'leased');
 
-CREATE INDEX IF NOT EXISTS ix_jobs_waiting ON jobs (run_at, position) WHERE state = 'waiting';
+CREATE INDEX IF NOT EXISTS ix_jobs_unfinished ON jobs (type, position)
+    WHERE state IN ('waiting', 'leased');
 
 CREATE INDEX IF NOT EXISTS ix_jobs_leased ON jobs (lease_until) WHERE state = 'leased';
 
 CREATE INDEX IF NOT EXISTS ix_jobs_lane ON jobs (lane, position)
     WHERE lane IS NOT NULL AND state IN ('waiting', 'leased');
+
+CREATE INDEX IF NOT EXISTS ix_jobs_position ON jobs (position);
+
+CREATE INDEX IF NOT EXISTS ix_jobs_failed ON jobs (position) WHERE state = 'failed';
 
 CREATE INDEX IF NOT EXISTS ix_jobs_finished_at ON jobs (finished_at)
     WHERE state IN ('done', 'failed');

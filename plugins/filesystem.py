@@ -56,9 +56,7 @@ class FilesystemSettings(BaseModel):
     directory: Path | None = Field(None, description="Default: [storage.local] upload_dir.")
     fsync: bool = Field(True, description="Acknowledge a file only when the disk has it.")
     min_free_bytes: int = Field(64 << 20, ge=0, description="Room that is never used up.")
-    leftover_seconds: float = Field(
-        3600, ge=0, description="Age at which a file that a crash left half written is removed."
-    )
+    leftover_seconds: float = Field(3600, ge=0, description="When leftovers of a crash go.")
     threads: int = Field(8, ge=1, le=64)
 
 
@@ -72,9 +70,8 @@ class Plugin:
         self._storage: Filesystem | None = None
 
     def _of(self, desk: "Desk") -> "Filesystem":
-        if self._storage is None:
-            root = self._settings.directory or desk.upload_dir
-            self._storage = Filesystem(root, self._settings)
+        root = self._settings.directory or desk.upload_dir
+        self._storage = self._storage or Filesystem(root, self._settings)
         return self._storage
 
     @hookimpl
@@ -228,10 +225,8 @@ class Filesystem:
         return _free(os.statvfs(self.root))
 
     def _shortage(self) -> str:
-        return (
-            f"no room: less than min_free_bytes ({self.settings.min_free_bytes}) is free, or a"
-            " quota is used up; make room or set [plugins.filesystem] directory elsewhere"
-        )
+        least = self.settings.min_free_bytes
+        return f"no room: less than min_free_bytes ({least}) is free, or a quota is used up"
 
     def _prepare(self) -> None:
         with suppress(FileExistsError):
@@ -422,9 +417,8 @@ def _out(exc: OSError) -> DeskError:
 
 def _advice(exc: BaseException | None) -> str:
     """Return what is wrong with the directory and what to do."""
-    number = exc.errno if isinstance(exc, OSError) else None
     elsewhere = "or set [plugins.filesystem] directory (UPLOAD_DIR) elsewhere"
-    match number:
+    match exc.errno if isinstance(exc, OSError) else None:
         case errno.ENOENT:
             return f"its parent directory does not exist: create it {elsewhere}"
         case errno.ENOTDIR | errno.EEXIST:
@@ -432,8 +426,7 @@ def _advice(exc: BaseException | None) -> str:
         case errno.EROFS:
             return f"it is mounted read-only: mount it for writing {elsewhere}"
         case errno.EACCES | errno.EPERM:
-            user = os.geteuid()
-            return f"user {user} may not write there: give it to that user {elsewhere}"
+            return f"user {os.geteuid()} may not write there: give it to that user {elsewhere}"
     return f"it does not work ({exc}): mend it {elsewhere}"
 
 

@@ -11,6 +11,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from aiohttp.web_server import Server
 
+    from itdesk.actors.outbox import Outbox
     from itdesk.api.dispatch import Dispatcher
 
 HEADER_SECONDS = 15.0
@@ -30,6 +31,7 @@ class Connection(web.RequestHandler):
         "_received",
         "_since",
         "_stuck",
+        "outbox",
     )
 
     def __init__(self, server: "Server", dispatcher: "Dispatcher", **options: Any) -> None:
@@ -43,6 +45,8 @@ class Connection(web.RequestHandler):
         self._marked: tuple[float, int] = (0.0, 0)
         self._stuck: float | None = None
         self._closing: float | None = None
+        # Where a websocket's frames wait while its client takes none.
+        self.outbox: Outbox | None = None
 
     @property
     def in_flight(self) -> bool:
@@ -54,6 +58,19 @@ class Connection(web.RequestHandler):
         """Expect the first request from now on."""
         self._since = self._loop.time()
         super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of what waited to be sent."""
+        super().connection_lost(exc)
+        if self.outbox is not None:
+            self.outbox.stop()
+            self.outbox = None
+
+    def resume_writing(self) -> None:
+        """Send on, now that the client takes its bytes again."""
+        super().resume_writing()
+        if self.outbox is not None:
+            self.outbox.resume()
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""

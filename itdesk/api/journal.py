@@ -72,6 +72,8 @@ async def export(call: Call) -> web.StreamResponse:
     write = _csv if query.format == "csv" else _json_line
     media = "text/csv; charset=utf-8" if query.format == "csv" else "application/jsonl"
     rows = call.desk.journal.export(call.caller, query.wanted())
+    # Before the answer begins: afterwards an outage could only tear it.
+    first = await anext(rows, None)
     response = web.StreamResponse(
         headers={
             "Content-Type": media,
@@ -84,6 +86,7 @@ async def export(call: Call) -> web.StreamResponse:
         await response.write_eof()
         return response
     piece = bytearray(_csv_line(_COLUMNS) if query.format == "csv" else b"")
+    piece += write(first) if first is not None else b""
     async for row in rows:
         piece += write(row)
         if len(piece) >= _PIECE:

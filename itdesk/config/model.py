@@ -150,6 +150,8 @@ class Scanner(Section):
 class Jobs(Section):
     poll_seconds: Seconds = 5
     lease_seconds: Seconds = 30
+    retry_seconds: Seconds = 10
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 30
 
 
 class Scheduler(Section):
@@ -171,6 +173,18 @@ class Ai(Section):
 class Tickets(Section):
     default_project: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9]{1,9}$")] = "TSK"
     first_number: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1001
+
+
+class Hub(Section):
+    outbox_messages: Annotated[int, Field(ge=1, le=100_000)] = 256
+    outbox_bytes: Annotated[int, Field(ge=1024, le=1_073_741_824)] = 1_048_576
+    auth_seconds: Seconds = 5
+    ping_seconds: Seconds = 30
+    recheck_seconds: Seconds = 3
+    presence_seconds: Seconds = 15
+    sockets_per_user: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    frames_per_second: Annotated[int, Field(ge=1, le=100_000)] = 50
+    tickets_per_socket: Annotated[int, Field(ge=1, le=10_000)] = 200
 
 
 class Limits(Section):
@@ -213,6 +227,7 @@ class Settings(Section):
     mail: Mail = Mail()
     ai: Ai = Ai()
     tickets: Tickets = Tickets()
+    hub: Hub = Hub()
     limits: Limits = Limits()
     metrics: Metrics = Metrics()
     plugin_host: PluginHost = PluginHost()

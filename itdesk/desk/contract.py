@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
 from itdesk.errors import ConfigError, DeskError
-from itdesk.hookspecs import Health, ScanEngine, Storage
+from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage
 from itdesk.runtime.log import redacted
 
 API = 1
@@ -105,12 +105,31 @@ def _list(what: str, good: Callable[[Any], bool]) -> Callable[[Any], Any]:
 # Below the plugin's own path, and nothing that a proxy could read as a way out of it.
 _PATH = re.compile(r"(/(?!\.\.?(/|$))[^/]+)+")
 
+# Also a label of metrics.
+_JOB = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+
+def _named(kind: type[JobType] | type[Schedule]) -> Callable[[Any], Any]:
+    what = f"{kind.__name__}s, each with a name of its own like hello.push"
+    entries = _list(what, lambda one: isinstance(one, kind) and bool(_JOB.fullmatch(one.name)))
+
+    def check(result: Any) -> Any:
+        found = entries(result)
+        if len({one.name for one in found}) < len(found):
+            raise Refused(f"returned something else than a list of {what}")
+        return found
+
+    return check
+
+
 _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
     "itdesk_routes": _list(
         "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
     ),
+    "itdesk_jobs": _named(JobType),
+    "itdesk_schedule": _named(Schedule),
     "itdesk_health": _a(Health),
     "itdesk_metrics": _nothing,
     "itdesk_validate_ticket": _list("sentences", lambda text: isinstance(text, str)),

@@ -31,7 +31,7 @@ from itdesk.desk.contract import (
 from itdesk.desk.discovery import Found, Refused, discover
 from itdesk.desk.isolation import Isolation, Outcome, invoke
 from itdesk.errors import ConfigError, Unavailable
-from itdesk.hookspecs import Health, ScanEngine, Storage
+from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -187,6 +187,14 @@ class Plugins:
     async def routes(self) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""
         return await self._start("itdesk_routes")
+
+    async def jobs(self, desk: "Desk") -> dict[str, list[JobType]]:
+        """Return the kinds of durable work that plugins do, by plugin."""
+        return await self._start("itdesk_jobs", desk=desk)
+
+    async def schedules(self, desk: "Desk") -> dict[str, list[Schedule]]:
+        """Return what plugins do periodically, by plugin."""
+        return await self._start("itdesk_schedule", desk=desk)
 
     async def metrics(self, metrics: Metrics) -> None:
         """Let the plugins create their metrics."""

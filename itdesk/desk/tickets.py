@@ -166,7 +166,16 @@ class Tickets:
                     "ticket.deleted",
                     ticket_id=ticket.id,
                     ticket_version=ticket.version + 1,
-                    data={"key": ticket.key, "title": ticket.title},
+                    data={
+                        "key": ticket.key,
+                        "title": ticket.title,
+                        # Nobody could find out afterwards who has to be told.
+                        "readers": [
+                            str(person)
+                            for person in (ticket.reporter_id, *ticket.assignee_ids)
+                            if person is not None
+                        ],
+                    },
                 )
             )
         await self._forget_files(files)

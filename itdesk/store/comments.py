@@ -1,5 +1,6 @@
 """Comments as rows; an internal one is only ever read for those who may see it."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -40,6 +41,15 @@ async def add(
         RETURNING id, ticket_id, user_id, author_name, body, internal, created_at, updated_at
     """
     return _comment(await conn.fetchrow(query, id, ticket_id, user_id, author_name, body, internal))
+
+
+async def by_ids(conn: Any, comment_ids: Sequence[UUID]) -> dict[UUID, Comment]:
+    """Read these comments for all eyes; those that are gone are left out."""
+    query = """
+        SELECT id, ticket_id, user_id, author_name, body, internal, created_at, updated_at
+        FROM ticket_comments WHERE id = ANY ($1::uuid[])
+    """
+    return {row["id"]: _comment(row) for row in await conn.fetch(query, comment_ids)}
 
 
 async def list_page(

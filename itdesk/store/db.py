@@ -7,7 +7,7 @@ Hides how connections are kept and how PostgreSQL's failures are told apart: an 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +21,8 @@ from itdesk.errors import StorageFull, Unavailable
 from itdesk.model import Event
 from itdesk.runtime import failpoints
 from itdesk.runtime.log import get_logger
-from itdesk.store import events as journal
+from itdesk.store import jobs as queue
+from itdesk.store.jobs import NewJob
 
 Connection = asyncpg.Connection
 Listener = Callable[[Sequence[Event]], None]
@@ -51,11 +52,32 @@ class Transaction:
 
     conn: Any
     events: list[Event] = field(default_factory=list)
+    jobs: list[NewJob] = field(default_factory=list)
     callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     def record(self, *events: Event) -> None:
         """Write these into the journal when the transaction commits, in this order."""
         self.events.extend(events)
+
+    def enqueue(
+        self,
+        type: str,
+        args: Mapping[str, Any],
+        *,
+        lane: str | None = None,
+        dedupe: str | None = None,
+        seconds: float = 0.0,
+        event_id: UUID | None = None,
+    ) -> UUID:
+        """Queue a job when the transaction commits, to be done after so many seconds.
+
+        It is left out when a job with the same dedupe key is unfinished then.
+        """
+        job = NewJob.of(
+            type, args, lane=lane, dedupe_key=dedupe, seconds=seconds, event_id=event_id
+        )
+        self.jobs.append(job)
+        return job.id
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this once the change is durable; it must neither wait nor raise."""
@@ -72,6 +94,8 @@ class Database:
         self.url = url
         self.limits = limits or Limits()
         self.listeners: list[Listener] = []
+        self.jobs_of: Callable[[Sequence[Event]], Sequence[NewJob]] = _no_jobs
+        self.job_listeners: list[Callable[[], None]] = []
         self._idle: list[Any] = []
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._open = 0
@@ -114,8 +138,9 @@ class Database:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Open a transaction, or join the one that the caller already opened.
 
-        What is recorded becomes journal rows of the same transaction and is told to the
-        listeners after the commit. Raises Contention when another transaction won a race.
+        What is recorded becomes journal rows of the same transaction, and what follows from it
+        job rows; the listeners are told after the commit. Raises Contention when another
+        transaction won a race.
         """
         ambient = _ambient.get()
         if ambient is not None:
@@ -127,8 +152,9 @@ class Database:
             await conn.execute("BEGIN")
             try:
                 yield transaction
-                if transaction.events:
-                    await journal.append(conn, transaction.events)
+                jobs = [*transaction.jobs, *self.jobs_of(transaction.events)]
+                if transaction.events or jobs:
+                    await queue.append(conn, transaction.events, jobs)
                 failpoints.hit("before_commit")
                 await conn.execute("COMMIT")
             except BaseException as exc:
@@ -145,6 +171,9 @@ class Database:
         if transaction.events:
             for listener in self.listeners:
                 listener(transaction.events)
+        if jobs:
+            for wake in self.job_listeners:
+                wake()
 
     async def ping(self) -> None:
         """Return when the database answers; raise Unavailable when it does not."""
@@ -246,6 +275,10 @@ class Database:
         self._open -= 1
         if self._open < self.limits.connections:
             self._hand_over(None)
+
+
+def _no_jobs(events: Sequence[Event]) -> Sequence[NewJob]:
+    return ()
 
 
 async def _prepare(conn: Any) -> None:

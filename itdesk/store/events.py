@@ -12,21 +12,27 @@ from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source, U
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
+# JSON goes as text: asyncpg would take a list of lists for an array of more dimensions.
+INSERT = """
+    INSERT INTO events (id, ticket_id, ticket_version, type, actor_id, actor_name, source,
+                        changes, data, request_id, cause_id)
+    SELECT id, ticket_id, version, type, actor_id, actor_name, source, changes::jsonb,
+           data::jsonb, request_id, cause_id
+    FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::uuid[], $6::text[],
+                $7::text[], $8::text[], $9::text[], $10::text[], $11::uuid[])
+         AS e (id, ticket_id, version, type, actor_id, actor_name, source, changes, data,
+               request_id, cause_id)
+"""
+
+
 async def append(conn: Any, events: Sequence[Event]) -> None:
     """Add events to the journal, in order, in one statement."""
-    # JSON goes as text: asyncpg would take a list of lists for an array of more dimensions.
-    query = """
-        INSERT INTO events (id, ticket_id, ticket_version, type, actor_id, actor_name, source,
-                            changes, data, request_id, cause_id)
-        SELECT id, ticket_id, version, type, actor_id, actor_name, source, changes::jsonb,
-               data::jsonb, request_id, cause_id
-        FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::uuid[], $6::text[],
-                    $7::text[], $8::text[], $9::text[], $10::text[], $11::uuid[])
-             AS e (id, ticket_id, version, type, actor_id, actor_name, source, changes, data,
-                   request_id, cause_id)
-    """
-    await conn.execute(
-        query,
+    await conn.execute(INSERT, *columns(events))
+
+
+def columns(events: Sequence[Event]) -> tuple[list[Any], ...]:
+    """Return the parameters of INSERT: one list a column."""
+    return (
         [e.id for e in events],
         [e.ticket_id for e in events],
         [e.ticket_version for e in events],

@@ -4,6 +4,7 @@ The first token of a family has the family's id as its own. Its `revoked_at` dec
 child that is born while the family is revoked is dead, and a session's state is one look-up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,6 +49,22 @@ async def live(conn: Any, family_id: UUID) -> Session | None:
     if row is None:
         return None
     return Session(row["id"], row["name"], Role(row["role"]), row["email"], row["expires_at"])
+
+
+async def living(conn: Any, family_ids: Sequence[UUID]) -> dict[UUID, Session]:
+    """Read those of these sessions that live, with their people."""
+    query = """
+        SELECT root.id AS session_id, u.id, u.name, u.role, u.email, root.expires_at
+        FROM refresh_tokens root JOIN users u ON u.id = root.user_id
+        WHERE root.id = ANY ($1::uuid[]) AND root.revoked_at IS NULL AND u.is_active
+    """
+    rows = await conn.fetch(query, family_ids)
+    return {
+        row["session_id"]: Session(
+            row["id"], row["name"], Role(row["role"]), row["email"], row["expires_at"]
+        )
+        for row in rows
+    }
 
 
 async def start(

@@ -102,6 +102,34 @@ async def find(conn: Any, ref: str, *, scope: UUID | None, lock: bool = False) -
     return _ticket(row)
 
 
+async def by_ids(conn: Any, ticket_ids: Sequence[UUID]) -> dict[UUID, Ticket]:
+    """Read these tickets for all eyes, as they are now; those that are gone are left out."""
+    query = f"""
+        SELECT {_COLUMNS} FROM tickets t JOIN projects p ON p.id = t.project_id
+        WHERE t.id = ANY ($1::uuid[])
+    """  # noqa: S608 - a literal of this module
+    return {row["id"]: _ticket(row) for row in await conn.fetch(query, ticket_ids)}
+
+
+async def named(conn: Any, refs: Sequence[str], *, scope: UUID | None) -> list[UUID]:
+    """Return the ids of the tickets named by id, key or number; all must be there to be seen."""
+    wanted: dict[str, set[Any]] = {"id": set(), "key": set(), "number": set()}
+    for ref in refs:
+        column, value = _reference(ref)
+        wanted[column].add(value)
+    query = f"""
+        SELECT t.id, t.key, t.number FROM tickets t
+        WHERE (t.id = ANY ($1::uuid[]) OR t.key = ANY ($2::text[]) OR t.number = ANY ($3::bigint[]))
+        {"AND " + _OWN.format(n="$4") if scope else ""}
+    """  # noqa: S608 - scope is a literal of this module
+    lists = [list(wanted[column]) for column in ("id", "key", "number")]
+    rows = await conn.fetch(query, *lists, *([scope] if scope else []))
+    for column, values in wanted.items():
+        if not values <= {row[column] for row in rows}:
+            raise NotFound.of("ticket")
+    return [row["id"] for row in rows]
+
+
 async def create(
     conn: Any,
     *,

@@ -356,7 +356,8 @@ async def test_slow_handler_is_not_the_clients_fault(server: Server, gate: Gate)
     await waiting
 
 
-async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
+async def deaf_client(server: Server) -> socket.socket:
+    """Return the socket of a client that asked for a lot and reads nothing of it."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
@@ -364,6 +365,22 @@ async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
     await loop.sock_connect(sock, ("127.0.0.1", server.port))
     await loop.sock_sendall(sock, b"GET /api/v1/pour HTTP/1.1\r\nHost: a\r\n\r\n")
     await until(server, lambda: any(c.writing_paused for c in server.http.connections))
+    return sock
+
+
+async def test_stop_does_not_wait_for_a_client_that_never_reads(server: Server) -> None:
+    sock = await deaf_client(server)
+    (transport,) = [c.transport for c in server.http.connections]
+    assert transport is not None and transport.get_write_buffer_size() > 0
+    began = server.desk.clock.monotonic()
+    await server.http.stop()
+    assert server.desk.clock.monotonic() - began < 3
+    assert transport.get_write_buffer_size() == 0
+    sock.close()
+
+
+async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
+    sock = await deaf_client(server)
     watch = Watch(server)
     assert await watch.after(0) is None
     assert await watch.after(31) == "take its answer"
