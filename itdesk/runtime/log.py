@@ -160,6 +160,9 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(_pipe.level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(_pipe.level, logging.INFO))
+    # One line a statement of every migration; what was done is said by whoever asked for it.
+    detailed = logging.DEBUG if _pipe.level <= logging.DEBUG else logging.WARNING
+    logging.getLogger("yoyo").setLevel(max(_pipe.level, detailed))
 
 
 def configure(level: str = "info", format: str = "json", *, fd: int = 2) -> Callable[[], None]:

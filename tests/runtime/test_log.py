@@ -59,7 +59,7 @@ def test_request_and_trace_ids_are_on_every_line_within(lines: Lines) -> None:
 def test_standard_logging_and_warnings_come_through_the_same_pipe(open_log: OpenLog) -> None:
     lines = open_log()
     logging.getLogger("aiohttp.server").error("bad %s from %s", "request", "here", extra={"n": 1})
-    logging.getLogger("yoyo").info("not %d", "a number")
+    logging.getLogger("yoyo").warning("not %d", "a number")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)

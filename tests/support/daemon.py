@@ -3,9 +3,11 @@
 import asyncio
 import io
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,6 +53,7 @@ class Daemon:
     process: "subprocess.Popen[str] | None" = None
     url: str = ""
     first_admin: tuple[str, str] | None = None
+    port: int = 0
     said: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +71,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "itdesk", "--state-dir", str(self.state_dir),
-                 "serve", "--port", "0", *self.options],
+                 "serve", "--port", str(self.port), *self.options],
                 env=self.environ(), stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         if not ready:
@@ -233,6 +236,20 @@ class Live:
         new = {"email": email, "name": f"A {role}", "password": PASSWORD, "role": role, **fields}
         (await self.admin.post("/users", new)).expect(201)
         return await self.sign_in(email)
+
+
+def lasting_port() -> int:
+    """Return a free port that a daemon can have again and again.
+
+    It is none that the kernel gives to clients: one that tries to connect to it while nobody
+    listens could get it for itself, and would then talk to itself.
+    """
+    dice = random.SystemRandom()
+    while True:
+        port = dice.randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def make_daemon(database_url: str | None, **env: str) -> Daemon:
