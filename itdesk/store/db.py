@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,9 +147,9 @@ class Database:
             yield ambient
             return
         async with self._lent() as conn:
+            await conn.execute("BEGIN")
             transaction = Transaction(conn)
             token = _ambient.set(transaction)
-            await conn.execute("BEGIN")
             try:
                 yield transaction
                 jobs = [*transaction.jobs, *self.jobs_of(transaction.events)]
@@ -221,6 +221,8 @@ class Database:
             async with asyncio.timeout(self.limits.acquire_seconds):
                 conn = await waiter
         except BaseException:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._hand_over(waiter.result())
             raise
