@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from itdesk import __version__
-from itdesk.commands import accounts, database, operation, samples
+from itdesk.commands import accounts, database, jobs, operation, samples
 from itdesk.commands.context import Context
 from itdesk.runtime.statedir import default_state_dir
 
@@ -29,6 +29,6 @@ def main(ctx: click.Context, config: Path | None, state_dir: Path | None) -> Non
     ctx.obj = Context(config, (state_dir or default_state_dir(os.environ)).absolute())
 
 
-for module in (operation, database, accounts, samples):
+for module in (operation, database, accounts, jobs, samples):
     for command in module.COMMANDS:
         main.add_command(command)

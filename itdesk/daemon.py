@@ -11,24 +11,31 @@ from dataclasses import dataclass, replace
 from itdesk import archives
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
+from itdesk.actors.hub import Hub
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
 from itdesk.actors.scanner import Scanner
+from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
+from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
+from itdesk.api.websocket import HUB
 from itdesk.config import Settings
 from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
+from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
 from itdesk.desk.scans import Scans
+from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
+from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
@@ -105,6 +112,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             metrics=metrics,
         )
         tokens = Tokens(keys, clock)
+        jobs = Jobs(db, settings.jobs, clock, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
@@ -127,11 +135,15 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
                 forget_files=forget_files,
             ),
             journal=Journal(db),
+            jobs=jobs,
+            schedules=Schedules(db, jobs),
+            stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
         )
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        await _open_work(desk)
         yield desk
 
 
@@ -169,6 +181,17 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
         clock=desk.clock,
         metrics=desk.metrics,
     )
+
+
+async def _open_work(desk: Desk) -> None:
+    """Tell the desk what must happen after a change, and what periodically."""
+    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    for kinds in (await desk.plugins.jobs(desk)).values():
+        desk.jobs.register(*kinds)
+    for schedules in (await desk.plugins.schedules(desk)).values():
+        desk.schedules.register(*schedules)
+    # From here on, whoever records an event queues what follows from it: commands as well.
+    desk.db.jobs_of = desk.jobs.of_events
 
 
 def _chosen_storage(settings: Settings, storages: Mapping[str, Storage]) -> Storage:
@@ -227,9 +250,11 @@ async def _start(
     await desk.projects.ensure_default(
         settings.tickets.default_project, settings.tickets.first_number
     )
-    supervisor = _actors(desk, embedded)
+    hub = Hub(desk)
+    supervisor = _actors(desk, hub, embedded)
     app = build_app(desk, await all_routes(desk))
-    server = HttpServer(app, settings.server, desk.clock, sockets=fds)
+    app[HUB] = hub
+    server = HttpServer(app, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
     await server.start()
     stack.push_async_callback(server.stop)
     # Last, because this password is told once: a start that fails must not have made it.
@@ -294,14 +319,19 @@ def supervisor_of(desk: Desk) -> Supervisor:
     return supervisor
 
 
-def _actors(desk: Desk, embedded: EmbeddedPostgres | None) -> Supervisor:
+def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervisor:
     settings, scans = desk.settings, desk.scans
     supervisor = supervisor_of(desk)
     if embedded is not None:
         supervisor.add(EmbeddedDatabase(embedded))
     listener = Listener(desk.db)
     supervisor.add(listener)
+    supervisor.add(hub)
+    listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
+    worker = Worker(desk.jobs)
+    supervisor.add(worker)
+    supervisor.add(Scheduler(desk.schedules))
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)
@@ -315,6 +345,7 @@ def _actors(desk: Desk, embedded: EmbeddedPostgres | None) -> Supervisor:
                 scanner.tell(event)
 
     desk.db.listeners.append(publish)
+    desk.db.job_listeners.append(worker.wake)
     desk.runtime = Health(desk, supervisor)
     return supervisor
 

@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.support.clamd",
     "tests.support.daemon",
     "tests.support.desk",
+    "tests.support.jobs",
 ]

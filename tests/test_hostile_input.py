@@ -266,7 +266,7 @@ async def test_no_parameter_is_read_as_sql(scene: Scene, pg_server: Server) -> N
 
     async def tried(session: ClientSession, person: Person, template: str, name: str, place: str,
                     payload: str) -> None:  # fmt: skip
-        places = {**scene.places, "signed": "x.y", "release": "r", "file": "f"}
+        places = {**scene.places, "signed": "x.y", "release": "r", "file": "f", "client_id": "c"}
         word = URL.build(query={"x": payload}).raw_query_string.removeprefix("x=")
         if place == "path":
             places[name] = word.replace("+", "%20").replace("/", "%2F")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import orjson
 import pytest
 from aiohttp import ClientSession, FormData
@@ -43,6 +44,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "asset": TWO,
     "upload-link": TWO,
     "download-link": TWO,
+    "waiting-job": TWO,
+    "failed-job": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -160,6 +163,8 @@ class World:
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
+            case "waiting-job" | "failed-job":
+                return {"id": await self._job(thing.removesuffix("-job"))}
             case "upload-link":
                 ticket = await self.other.ticket()
                 asked = {"original_filename": "a.txt", "mime": "text/plain", "size": len(TEXT)}
@@ -195,7 +200,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        if kind == "missing" or thing in ("", "upload-link", "download-link"):
+        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job")):
             return await self.make(thing, caller, kind)
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
@@ -204,6 +209,16 @@ class World:
             own = self.objects[caller, "ticket"]["ticket"]
             return {**self.objects["other", "file"], "ticket": own}
         return self.objects[whose, thing]
+
+    async def _job(self, state: str) -> str:
+        """Return a job of a type that nobody does: it stays in its state."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO jobs (type, state, finished_at) VALUES
+            ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
+        try:
+            return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
 
     async def _account(self, caller: str, kind: str) -> str:
         if kind == "own":
@@ -371,7 +386,7 @@ async def ask(
         how["data"].add_field("file", TEXT, filename="a.txt", content_type="text/plain")
     elif entry.get("sends") == "file":
         how["data"], headers["Content-Type"] = TEXT, "text/plain"
-    url = world.live.url + path.format(**places)
+    url = world.live.url + path.format(**{"client_id": "matrix", **places})
     async with session.request(method, url, headers=headers, **how) as response:
         answer = Answer(response.status, response.headers, await response.read())
     return Asked(caller, kind, method, path, answer)
@@ -390,7 +405,9 @@ def problems(entry: Mapping[str, Any], asked: Asked) -> Iterator[str]:
             yield f"{where}: {body['error']} instead of {code}"
         if body["request_id"] != answer.headers["X-Request-ID"]:
             yield f"{where}: the request id is another in the header"
-    if not asked.path.startswith(("/docs", "/api/docs", "/redoc", "/favicon", "/openapi")):
+    if not asked.path.startswith(
+        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi")
+    ):
         if "no-store" not in answer.headers.get("Cache-Control", ""):
             yield f"{where}: may be stored: {answer.headers.get('Cache-Control')}"
 
@@ -431,7 +448,7 @@ async def run(
 
 
 async def test_the_policy_the_document_and_the_table_name_the_same_routes(live: Live) -> None:
-    """S-01, S2-02: a route that is missing in one of the three fails the run."""
+    """S-01: a route that is missing in one of the three fails the run."""
     document = (await live.nobody.call("GET", "/openapi.json")).expect(200)
     described = {
         f"{method.upper()} {path}"
@@ -440,6 +457,18 @@ async def test_the_policy_the_document_and_the_table_name_the_same_routes(live: 
     }
     assert described == {f"{route.method} {route.full_path}" for route in ROUTES}
     assert described == {name.partition(" #")[0] for name in ENTRIES}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/api/docs"])
+async def test_the_document_has_pages_that_need_no_internet(live: Live, path: str) -> None:
+    """S2-02, S3-10: HTML that loads files of this daemon only, each of which is there."""
+    page = await live.nobody.call("GET", path)
+    assert page.status == 200 and page.headers["Content-Type"].startswith("text/html")
+    html = page.raw.decode()
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert loaded and all(re.match(r"/[^/]", link) for link in loaded)
+    for link in loaded:
+        assert (await live.nobody.call("GET", link)).status == 200
 
 
 def test_the_policy_is_whole() -> None:
@@ -454,13 +483,14 @@ def test_the_policy_is_whole() -> None:
             "signed",
             "release",
             "file",
+            "client_id",
         }
         assert entry.get("object", "") in KINDS
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 async def test_everybody_gets_what_the_policy_says(world: World, name: str) -> None:
-    """S-01, S2-39 to S2-46, S3-53: each cell's status and code; foreign and missing are alike."""
+    """S-01, S2-39 to S2-46: each cell's status and code; foreign and missing are alike."""
     method, path = split(name)
     questions = [(method, path)] + ([("HEAD", path)] if method == "GET" else [])
     wrong = await run(world, ENTRIES[name], CALLERS, questions)

@@ -29,7 +29,7 @@ def _refuses(live: Live) -> Callable[[], Awaitable[bool]]:
     async def refused() -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", _port(live))
-        except ConnectionRefusedError:
+        except ConnectionError:  # reset, when it was just about to be accepted
             return True
         writer.close()
         return False
@@ -58,7 +58,7 @@ async def test_sigterm_under_load_answers_all_and_loses_nothing(
             for agent in agents:
                 agent.base = live.url
             async with working(agents, clients=clients, rate=rate) as crew:
-                await crew.until(lambda call: call.acknowledged, times=30, seconds=20)
+                await crew.until(lambda call: call.acknowledged, times=int(rate), seconds=20)
                 told = time.monotonic()
                 live.daemon.tell()
                 status, seconds = await _exit(live.daemon), time.monotonic() - told
@@ -200,7 +200,7 @@ async def test_a_scan_in_progress_gives_its_lease_back(pg_server: Server, clamd:
 
 async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server) -> None:
     """P-12: requests in flight get their 503 and the daemon ends although nothing answers it."""
-    async with started(own_pg_server) as live:
+    async with started(own_pg_server, ITDESK_DATABASE__COMMAND_SECONDS="1") as live:
         agents = [await live.person("agent") for _ in range(4)]
         async with working(agents, clients=16, rate=60) as crew:
             await crew.until(lambda call: call.acknowledged, times=20, seconds=20)
@@ -213,6 +213,19 @@ async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server)
         assert status == 0
         assert not _torn(crew)
         assert await lost_or_doubled(live.daemon.env["DATABASE_URL"], crew) == []
+
+
+async def test_idle_connections_to_a_frozen_database_are_given_up(own_pg_server: Server) -> None:
+    """P-12: saying goodbye to a server that does not listen takes `connect_seconds`, once."""
+    async with started(own_pg_server) as live:
+        await asyncio.gather(*(live.admin.ticket() for _ in range(16)))
+        own_pg_server.pause()
+        told = time.monotonic()
+        live.daemon.tell()
+        status, seconds = await _exit(live.daemon), time.monotonic() - told
+        own_pg_server.resume()
+        print(f"ended in {seconds:.2f} s")
+        assert (status, seconds < 10) == (0, True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

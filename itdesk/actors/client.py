@@ -75,11 +75,13 @@ class Client:
     def wants(self, delivery: Delivery) -> bool:
         """Return whether an event is for this client."""
         listed = self.tickets is None or delivery.ticket in self.tickets
-        return listed and self.may_read(delivery.readers)
+        return listed and (self.may_read(delivery.readers) or self.user_id in delivery.leavers)
 
     def frame(self, delivery: Delivery) -> bytes:
-        """Return what this client sees of an event."""
-        return delivery.whole if self.is_agent else delivery.public
+        """Return what this client sees of an event that it wants."""
+        if self.is_agent:
+            return delivery.whole
+        return delivery.public if self.user_id in delivery.readers else delivery.gone
 
 
 @dataclass(slots=True)

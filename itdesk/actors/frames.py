@@ -10,20 +10,22 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.api import render
+import orjson
+
 from itdesk.model import Comment, Entry, Ticket
 from itdesk.store import comments, events, tickets
 
 PING = b"\x89\x00"
 PROTOCOL = "itdesk.v1"
 
+_AS_IN_REST = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 # What the journal keeps for itself.
 _UNTOLD = frozenset({"readers", "key", "title"})
 
 
 def text(payload: Mapping[str, Any]) -> bytes:
     """Return an object as one whole text frame (RFC 6455 5.2), good for any number of sockets."""
-    return frame(0x1, render.encode(payload))
+    return frame(0x1, orjson.dumps(payload, option=_AS_IN_REST))
 
 
 def frame(opcode: int, body: bytes) -> bytes:
@@ -38,13 +40,19 @@ def frame(opcode: int, body: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event, ready to be sent: to agents and above, and to the people of the ticket."""
+    """One event, ready to be sent.
+
+    It goes `whole` to agents and above, as `public` to the people of the ticket; whoever stopped
+    being one of them by this event hears that it is `gone`.
+    """
 
     seq: int
     ticket: UUID
     readers: frozenset[UUID]
+    leavers: frozenset[UUID]
     whole: bytes
     public: bytes
+    gone: bytes
     created_at: datetime
 
 
@@ -119,12 +127,18 @@ def _delivery(
     if event.data.get("internal"):
         about = {**about, **_NOTHING_TOLD}
         public = text({**told, "type": "ticket.updated", "data": about})
-    return Delivery(entry.seq, ticket_id, may_read, whole, public, entry.created_at)
+    leavers, gone = frozenset[UUID](), b""
+    for change in event.changes:
+        if change.field == "assignee_ids":
+            leavers = frozenset(map(UUID, change.old or ())) - may_read
+            gone = text({**told, "type": "ticket.removed", "data": {**_NOTHING_SHOWN}})
+    return Delivery(entry.seq, ticket_id, may_read, leavers, whole, public, gone, entry.created_at)
 
 
 _NOTHING_TOLD: Mapping[str, Any] = {
     "actor": None, "source": None, "changes": [], "details": {}, "comment": None,
 }  # fmt: skip
+_NOTHING_SHOWN: Mapping[str, Any] = {"at": None, "ticket": None, **_NOTHING_TOLD}
 
 
 def chunks(deliveries: Sequence[Delivery], *, most: int, octets: int) -> Iterable[list[Delivery]]:

@@ -42,7 +42,9 @@ class HttpServer:
         clock: Clock,
         *,
         sockets: Sequence[socket.socket] = (),
+        farewell: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        self._farewell = farewell
         self._settings = settings
         self._clock = clock
         self._passed = list(sockets)
@@ -109,8 +111,9 @@ class HttpServer:
     async def drain(self) -> None:
         """Accept nobody new, and return when all requests in flight are answered.
 
-        Every answer from now on asks its client to close the connection. Returns after
-        `server.drain_seconds` at the latest; called a second time, both return at once.
+        Every answer from now on asks its client to close the connection, and in the end the
+        websockets are told to go. Waits for requests for `server.drain_seconds` at most; called a
+        second time, both calls return at once.
         """
         if self._dispatcher.exchanges.draining:
             self.force()
@@ -129,6 +132,8 @@ class HttpServer:
             await self._clock.sleep(0.02)
         if self.in_flight:
             log.warning("requests given up", requests=self.in_flight, forced=self._forced)
+        if self._farewell is not None and not self._forced:
+            await self._farewell()
 
     def force(self) -> None:
         """Cut every connection now."""

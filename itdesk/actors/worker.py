@@ -29,6 +29,11 @@ class Worker(Actor):
         self._look = asyncio.Event()
         self._ticked = False
 
+    def wake(self) -> None:
+        """Say that a job may be due; once is enough for any number of them."""
+        if not len(self.mailbox):
+            self.tell("look")
+
     async def handle(self, message: object) -> None:
         """Run jobs until none is due and none runs; what comes meanwhile is taken at once."""
         self._ticked |= message is TICK

@@ -1,6 +1,19 @@
 """The REST interface: routes declared once, everything else derived from them."""
 
-from itdesk.api import attachments, auth, docs, journal, projects, system, tickets, users
+from itdesk.api import (
+    asyncapi,
+    attachments,
+    auth,
+    docs,
+    jobs,
+    journal,
+    projects,
+    stats,
+    system,
+    tickets,
+    users,
+    websocket,
+)
 from itdesk.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -12,4 +25,8 @@ ROUTES: tuple[Route, ...] = (
     *projects.ROUTES,
     *attachments.ROUTES,
     *journal.ROUTES,
+    *stats.ROUTES,
+    *jobs.ROUTES,
+    *websocket.ROUTES,
+    *asyncapi.ROUTES,
 )

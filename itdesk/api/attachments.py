@@ -6,7 +6,7 @@ from uuid import UUID
 
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, web
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from itdesk.api import idempotency, payload
 from itdesk.api.fields import Line
@@ -66,6 +66,15 @@ class ConfirmBody(Body):
 
     The name and type are those of the presigning; clients that repeat them are not refused.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("attachment_id", "file_key")
+            ]
+        }
+    )
 
     attachment_id: UUID | None = None
     file_key: Line | None = None
@@ -276,12 +285,12 @@ ROUTES: list[Route] = [
     _route(
         "R36", "POST", "/attachments/presigned-url", presign_for_ticket,
         body=PresignForTicket, body_optional=True, query=PresignQuery, response=UploadLink,
-        status=201, errors=_TYPE, idempotent=True,
+        status=201, errors={"E_TICKET_NOT_FOUND": 404, **_TYPE}, idempotent=True,
     ),
     _route(
         "R37", "POST", "/attachments", confirm,
         body=ConfirmBody, response=Attachment, status=201, idempotent=True,
-        errors={"E_ATTACHMENT_NOT_UPLOADED": 409},
+        errors={"E_ATTACHMENT_NOT_FOUND": 404, "E_ATTACHMENT_NOT_UPLOADED": 409},
     ),
     _route("R38", "GET", "/attachments/{id}", read, response=Attachment),
     _route(

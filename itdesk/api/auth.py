@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from multidict import CIMultiDict
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from itdesk.api.fields import Email, Name, NewPassword, Secret
 from itdesk.api.origin import Origins, Peer
@@ -26,7 +26,9 @@ class Registration(Body):
     email: Email
     password: NewPassword
     name: Name
-    role: Any = Field(None, description="Refused with 403: a role is given, never taken.")
+    role: Annotated[Any, WithJsonSchema({"type": ["string", "null"]})] = Field(
+        None, description="Refused with 403: a role is given, never taken."
+    )
 
 
 class Credentials(Body):

@@ -6,22 +6,29 @@ handler behind it is three lines.
 
 import asyncio
 import hmac
-import math
-import os
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
-from itdesk.api.exchange import CORS_HEADERS, CORS_METHODS, EXCHANGE, Exchange, Exchanges
+from itdesk.api.deadlines import Deadlines
+from itdesk.api.exchange import (
+    CORS_HEADERS,
+    CORS_METHODS,
+    EXCHANGE,
+    Exchange,
+    Exchanges,
+    new_request_id,
+)
 from itdesk.api.matching import Router
 from itdesk.api.openapi import DOCUMENT, Document
-from itdesk.api.origin import Origins, Peer
+from itdesk.api.origin import Origins, Peer, offered_token
 from itdesk.api.route import Call, Reply, Route, Who
 from itdesk.errors import (
     BadRequest,
@@ -93,6 +100,7 @@ class Dispatcher:
         token = desk.settings.metrics.token
         self._operator_token = token.get_secret_value() if token else None
         self._cookie = desk.settings.auth.cookie_name
+        self._deadlines = Deadlines(desk.clock)
         self.exchanges = Exchanges(desk, self._origins)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -102,7 +110,7 @@ class Dispatcher:
         exchange = self.exchanges.open(request)
         status, size = 499, 0
         try:
-            response = await self._answer(request, exchange)
+            response = await self._answer(request, exchange, started)
             status, size = response.status, response.content_length or 0
             return response
         finally:
@@ -118,7 +126,7 @@ class Dispatcher:
     ) -> web.Response:
         """Answer what never became a request, or what even the dispatcher failed on."""
         peer = Peer(self._origins.address(request), "")
-        exchange = request.get(EXCHANGE) or Exchange(os.urandom(12).hex(), None, peer)
+        exchange = request.get(EXCHANGE) or Exchange(new_request_id(), None, peer)
         failure: DeskError = _CRASHED if status >= 500 else _UNREADABLE
         if exc is not None:
             _log.error("answering failed", request_id=exchange.request_id, exc_info=exc)
@@ -133,22 +141,30 @@ class Dispatcher:
         exchange.begun = response
         self.exchanges.decorate(request, response, exchange)
 
-    async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
-        scope = asyncio.timeout(None)
+    async def _answer(
+        self, request: web.Request, exchange: Exchange, started: float
+    ) -> web.StreamResponse:
+        deadline = None
         try:
             if request.method == "OPTIONS":
                 return self._options(request)
-            route, path = self._match(request)
+            route, path = self._router.match(request.method, request.rel_url.raw_path)
             exchange.route = route
             seconds = route.seconds or self._settings.server.request_seconds
-            if seconds != math.inf:
-                scope = asyncio.timeout(seconds)
-            async with scope:
+            deadline = self._deadlines.begin(started + seconds)
+            try:
                 return await self._serve(request, route, path, exchange)
+            finally:
+                self._deadlines.end(deadline)
+        except asyncio.CancelledError:
+            if deadline is None or not deadline.expired or deadline.task.cancelling():
+                raise
+            failure: DeskError = Unavailable("This took too long.", code="E_TIMEOUT")
+            _log.warning("request took too long", route=exchange.template)
         except DeskError as exc:
             if exc.status >= 500 and not isinstance(exc, Unavailable):
                 _log.warning("request failed", error=exc.code, problem=exc.message)
-            failure: DeskError = exc
+            failure = exc
         except web.HTTPException as exc:
             if exc.status < 400 and exchange.begun is None:
                 return web.Response(status=exc.status, headers=exc.headers)
@@ -158,12 +174,8 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 - the last fence before the client
             if isinstance(exc, ConnectionError) and request.transport is None:
                 return web.Response(status=499)
-            if isinstance(exc, TimeoutError) and scope.expired():
-                failure = Unavailable("This took too long.", code="E_TIMEOUT")
-                _log.warning("request took too long", route=exchange.template)
-            else:
-                failure = _CRASHED
-                _log.exception("request crashed", route=exchange.template)
+            failure = _CRASHED
+            _log.exception("request crashed", route=exchange.template)
         return self._fail(request, exchange, failure)
 
     def _fail(
@@ -179,9 +191,6 @@ class Dispatcher:
             # Whatever else the client is sending, nobody will read it.
             response.force_close()
         return response
-
-    def _match(self, request: web.Request) -> tuple[Route, Mapping[str, str]]:
-        return self._router.match(request.method, request.rel_url.raw_path)
 
     async def _serve(
         self, request: web.Request, route: Route, path: Mapping[str, str], exchange: Exchange
@@ -201,18 +210,15 @@ class Dispatcher:
         payload.check_encoding(request)
         if route.body_media == render.JSON:
             payload.check_length(request, self._settings.server.max_body)
-        if request.headers.get("Expect") is not None:
+        if hdrs.EXPECT in request.headers:
             await _continue(request)
         raw = b""
         if route.body is not None and route.body_media == render.JSON:
             raw = await self._read_json(request, route, call)
-        act: Callable[[], Awaitable[Reply | web.StreamResponse]]
+        mark = None
         if route.idempotent and "Idempotency-Key" in request.headers and _is_json(route):
             mark = idempotency.fingerprint(call, raw)
-            act = lambda: idempotency.once(call, mark, lambda: route.handler(call))  # noqa: E731
-        else:
-            act = lambda: route.handler(call)  # noqa: E731
-        reply = await self._contended(act, route, exchange)
+        reply = await self._contended(call, route, mark, exchange)
         if isinstance(reply, Reply):
             return render.response(reply, route.response_media)
         return reply
@@ -229,15 +235,14 @@ class Dispatcher:
         return raw
 
     async def _contended(
-        self,
-        act: Callable[[], Awaitable[Reply | web.StreamResponse]],
-        route: Route,
-        exchange: Exchange,
+        self, call: Call, route: Route, mark: bytes | None, exchange: Exchange
     ) -> Reply | web.StreamResponse:
         """Run a handler, again when another transaction was in its way: its own was undone."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await act()
+                if mark is None:
+                    return await route.handler(call)
+                return await idempotency.once(call, mark, partial(route.handler, call))
             except Contention:
                 if attempt == ATTEMPTS or exchange.begun is not None or not _is_json(route):
                     raise
@@ -246,7 +251,10 @@ class Dispatcher:
 
     async def _authorised(self, request: web.Request, route: Route, exchange: Exchange) -> Caller:
         least = route.who.role
-        if least is None:
+        if route.websocket:
+            by_cookie = self._cookie in request.cookies and offered_token(request) is None
+            self._origins.check_upgrade(request, exchange.peer, by_cookie=by_cookie)
+        if least is None or route.websocket:
             if route.who is Who.OPERATOR:
                 self._check_operator(request)
             return Caller(NOBODY, "anonymous", Role.USER, request_id=exchange.request_id)
@@ -266,10 +274,10 @@ class Dispatcher:
 
     def _token(self, request: web.Request, peer: Peer) -> str:
         """Return the access token: the bearer token if there is one, else the cookie's."""
-        header = request.headers.get("Authorization")
+        header = request.headers.get(hdrs.AUTHORIZATION)
         if header is not None:
             return _bearer(header)
-        token = request.cookies.get(self._cookie) if "Cookie" in request.headers else None
+        token = request.cookies.get(self._cookie) if hdrs.COOKIE in request.headers else None
         if not token:
             raise Unauthenticated("Sign in first: send Authorization: Bearer <access token>.")
         self._origins.check_cookie_use(request, peer)
@@ -278,7 +286,7 @@ class Dispatcher:
     def _check_operator(self, request: web.Request) -> None:
         if self._operator_token is None:
             return
-        header = request.headers.get("Authorization")
+        header = request.headers.get(hdrs.AUTHORIZATION)
         if header is None:
             raise Unauthenticated("Send Authorization: Bearer <metrics.token>.")
         given = _bearer(header).encode(errors="replace")
@@ -312,7 +320,7 @@ def _bearer(header: str) -> str:
 
 async def _continue(request: web.Request) -> None:
     """Tell a client that waits for leave to send its body that the body is wanted."""
-    if request.headers["Expect"].lower() != "100-continue":
+    if request.headers[hdrs.EXPECT].lower() != "100-continue":
         raise ExpectationFailed("Only Expect: 100-continue is understood.")
     if request.version >= (1, 1) and not request.content.is_eof():
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -4,13 +4,14 @@ Hides the request's id and trace, the headers that every answer carries, and the
 every request is counted in: the metrics and the access log.
 """
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import getrandbits
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Route, Who
@@ -31,6 +32,24 @@ CORS_HEADERS = (
 CORS_EXPOSED = (
     "Content-Disposition, ETag, Idempotency-Replayed, Link, Location, Retry-After,"
     " X-Request-ID, X-Total-Count"
+)
+
+# Header names made once: looking them up does not fold their case again.
+_X_REQUEST_ID, _TRACE_PARENT = istr("X-Request-ID"), istr("Traceparent")
+_ALWAYS = tuple(
+    (istr(name), value)
+    for name, value in {
+        "Server": "itdesk",
+        "X-Content-Type-Options": "nosniff",
+    }.items()
+)
+_UNLESS_SET = tuple(
+    (istr(name), value)
+    for name, value in {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+    }.items()
 )
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -57,6 +76,11 @@ class Exchange:
 EXCHANGE = web.RequestKey("exchange", Exchange)
 
 
+def new_request_id() -> str:
+    """Return an id that tells requests apart; it needs not be hard to guess."""
+    return f"{getrandbits(96):024x}"
+
+
 class Exchanges:
     """Opens and closes the book on every request."""
 
@@ -70,10 +94,10 @@ class Exchanges:
     def open(self, request: web.BaseRequest) -> Exchange:
         """Give the request its id, its trace and its client, for the answer and all log lines."""
         headers = request.headers
-        wanted = headers.get("X-Request-ID")
+        wanted = headers.get(_X_REQUEST_ID)
         sane = wanted is not None and _REQUEST_ID.fullmatch(wanted)
-        request_id = wanted if sane and wanted else os.urandom(12).hex()
-        parent = headers.get("Traceparent")
+        request_id = wanted if sane and wanted else new_request_id()
+        parent = headers.get(_TRACE_PARENT)
         trace = _TRACEPARENT.fullmatch(parent) if parent else None
         exchange = Exchange(request_id, trace and trace[1], self._origins.peer(request))
         request[EXCHANGE] = exchange
@@ -88,12 +112,11 @@ class Exchanges:
     ) -> None:
         """Add the headers that every answer carries."""
         headers = response.headers
-        headers["Server"] = "itdesk"
-        headers["X-Request-ID"] = exchange.request_id
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers.setdefault("Cache-Control", "no-store")
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-        headers.setdefault("Referrer-Policy", "no-referrer")
+        headers[_X_REQUEST_ID] = exchange.request_id
+        for name, value in _ALWAYS:
+            headers[name] = value
+        for name, value in _UNLESS_SET:
+            headers.setdefault(name, value)
         if self._vary:
             headers.add("Vary", "Origin")
             origin = request.headers.get("Origin")
@@ -136,7 +159,7 @@ class Exchanges:
             "bytes": size,
             "address": exchange.peer.address,
             "user": caller.user_id if caller is not None else None,
-            "agent": _printable(request.headers.get("User-Agent", "")[:200]),
+            "agent": _printable(request.headers.get(hdrs.USER_AGENT, "")[:200]),
         }
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id

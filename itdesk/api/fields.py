@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from itdesk.model import (
@@ -38,6 +45,8 @@ _TEXT = re.compile(r"^[^\x00]*$")
 _PROSE = re.compile(rf"^[\t-\r{_BLANK}]*[^\x00\t-\r{_BLANK}][^\x00]*$")
 _KEY = re.compile(r"^[A-Z][A-Z0-9]{1,9}$")
 _URL = re.compile(rf'^https?://[^{_CONTROL}{_BLANK}"<>\\^`{{|}}]+$')
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,20})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _REST = r"(?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -120,6 +129,17 @@ WebAddress = Annotated[
     _matching(_URL, "must be an http or https address", trimmed=True),
 ]
 """An http or https address to show, never to fetch."""
+
+
+def _as_written(value: Any) -> Any:
+    """Refuse numbers, which pydantic takes for seconds since 1970, and dates without a time."""
+    if isinstance(value, str) and not _TIME.fullmatch(value):
+        raise PydanticCustomError("datetime_parsing", "must be a time")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_as_written)]
+"""A time as RFC 3339 writes it, with its zone."""
 
 Secret = Annotated[str, Field(min_length=1, max_length=1000)]
 """A password or token as somebody types it; wrong ones fail where they are compared."""

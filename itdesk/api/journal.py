@@ -9,9 +9,10 @@ from uuid import UUID
 
 import orjson
 from aiohttp import web
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from itdesk.api import render
+from itdesk.api.fields import Moment
 from itdesk.api.paging import page_reply
 from itdesk.api.route import Call, Query, Reply, Route, Who
 from itdesk.desk.journal import JournalRow
@@ -32,8 +33,8 @@ class JournalQuery(Query):
     ticket_id: UUID | None = None
     actor_id: UUID | None = None
     source: Source | None = None
-    since: AwareDatetime | None = Field(None, description="Not before this time.")
-    until: AwareDatetime | None = Field(None, description="Before this time.")
+    since: Moment | None = Field(None, description="Not before this time.")
+    until: Moment | None = Field(None, description="Before this time.")
 
     def wanted(self) -> Wanted:
         """Return what is asked for in the store's words."""
@@ -147,7 +148,7 @@ ROUTES: list[Route] = [
         tag="journal",
         query=JournalExportQuery,
         response=bytes,
-        response_media="application/jsonl",
+        response_media="application/jsonl, text/csv; charset=utf-8",
         seconds=3600.0,
     ),
 ]

@@ -129,7 +129,8 @@ def document(routes: Sequence[Route], cookie: str) -> Json:
         "info": {
             "title": "itdesk",
             "version": itdesk.__version__,
-            "description": "An on-prem IT service desk: tickets, scanned attachments, plugins.",
+            "description": "An on-prem IT service desk: tickets, scanned attachments, plugins."
+            " The live stream is described by [/asyncapi.json](/asyncapi.json).",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -221,7 +222,7 @@ def _request_body(route: Route, schemas: Schemas) -> Json:
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
     elif route.body_media == "multipart/form-data":
-        file = {"type": "string", "format": "binary"}
+        file = {"type": "string", "format": "binary", "minLength": 1}
         schema = {
             "type": "object",
             "required": ["file"],
@@ -260,7 +261,8 @@ def _answer(route: Route, status: int, kind: Any, schemas: Schemas) -> Json:
     if kind is bytes:
         # What a file is, only the file knows.
         media = route.response_media.replace("application/octet-stream", "*/*")
-        answer["content"] = {media: {"schema": {"type": "string", "format": "binary"}}}
+        file = {"schema": {"type": "string", "format": "binary"}}
+        answer["content"] = dict.fromkeys(media.split(", "), file)
     elif kind is not None and status not in (204, 304):
         answer["content"] = {route.response_media: {"schema": schemas.of(kind)}}
     return answer

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from itdesk.errors import Forbidden
 
@@ -22,8 +21,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """The client as seen through trusted proxies: its address and the URL base it used."""
 
     address: str
@@ -57,7 +55,7 @@ class Origins:
         local = address == LOCAL
         scheme = "https" if request.protocol.ssl_context else "http"
         headers = request.headers
-        host = headers.get("Host", "")
+        host = headers.get(hdrs.HOST, "")
         if local or (self._networks and self._trusted(address)):
             address = self._client(request, address)
             scheme = _last(headers.get("X-Forwarded-Proto")) or scheme
@@ -88,6 +86,16 @@ class Origins:
                 code="E_AUTH_CROSS_SITE",
             )
 
+    def check_upgrade(self, request: web.BaseRequest, peer: Peer, *, by_cookie: bool) -> None:
+        """Raise Forbidden when a foreign page asks for a websocket, with or without a cookie."""
+        foreign = "Origin" in request.headers or by_cookie
+        if foreign and not self.same_site(request, peer):
+            raise Forbidden(
+                "A websocket is opened by a page of this desk or of a listed origin, or by a"
+                " program that sends neither Origin nor cookies.",
+                code="E_AUTH_CROSS_SITE",
+            )
+
     def _client(self, request: web.BaseRequest, address: str) -> str:
         """Walk X-Forwarded-For from the nearest hop as long as each hop is trusted."""
         hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
@@ -105,6 +113,13 @@ class Origins:
         return parsed is not None and any(
             parsed in network for network in self._networks if network.version == parsed.version
         )
+
+
+def offered_token(request: web.BaseRequest) -> str | None:
+    """Return the token among the subprotocols that a websocket offers: what browsers can send."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ())).split(",")
+    tokens = [name.strip()[7:] for name in offered if name.strip().startswith("bearer.")]
+    return tokens[0] if tokens else None
 
 
 def _parse(text: str) -> Address | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -139,7 +139,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
 
 def check_encoding(request: web.BaseRequest) -> None:
     """Raise UnsupportedMedia for a compressed body: its true size is not what was announced."""
-    encoding = request.headers.get("Content-Encoding")
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
     if encoding is not None and encoding.lower() != "identity":
         raise UnsupportedMedia("Send the body without Content-Encoding.")
 
@@ -157,7 +157,7 @@ def too_large(limit: int) -> TooLarge:
 
 def check_json_type(request: web.Request) -> None:
     """Raise UnsupportedMedia unless the body is declared as JSON in UTF-8."""
-    declared = request.headers.get("Content-Type", "")
+    declared = request.headers.get(hdrs.CONTENT_TYPE, "")
     if declared == "application/json":
         return
     if request.content_type != "application/json" or not declared:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from aiohttp import web
-from multidict import CIMultiDict
+from aiohttp import hdrs, web
 from pydantic import BaseModel
 
 from itdesk.api.route import Reply
@@ -32,15 +31,14 @@ def encode(value: Any) -> bytes:
 
 def response(reply: Reply, media: str = JSON) -> web.Response:
     """Return a handler's reply as an HTTP response; bytes go out as they are."""
-    headers = CIMultiDict(reply.headers)
     body = reply.body
     if body is None:
-        return web.Response(status=reply.status, headers=headers)
-    if "Content-Type" not in headers:
-        headers["Content-Type"] = media
+        return web.Response(status=reply.status, headers=reply.headers)
     if not isinstance(body, bytes):
         body = encode(body)
-    return web.Response(body=body, status=reply.status, headers=headers)
+    answer = web.Response(body=body, status=reply.status, headers=reply.headers)
+    answer.headers.setdefault(hdrs.CONTENT_TYPE, media)
+    return answer
 
 
 def failure(error: DeskError, request_id: str) -> web.Response:

@@ -119,7 +119,8 @@ class Route:
     codes; those that every route shares are added by the OpenAPI document. `also` names further
     statuses and what they answer, as `response` does. The handler's docstring is the summary.
     `seconds` is the deadline of a route that streams (math.inf for none): such a handler reads the
-    body itself and is never run twice.
+    body itself and is never run twice. A `websocket` route asks for its sign-in after the upgrade;
+    before it, no more than where the request comes from is looked at.
     """
 
     id: str
@@ -143,6 +144,7 @@ class Route:
     rate: str = "default"
     root: bool = False
     seconds: float | None = None
+    websocket: bool = False
 
     @property
     def full_path(self) -> str:

@@ -1,9 +1,9 @@
 """Tickets, their history and their comments over REST."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from itdesk.api.fields import (
     CategoryIn,
@@ -31,7 +31,21 @@ MOST_TEXT = 100_000
 Assignees = Annotated[list[UUID], Field(max_length=20)]
 
 
-class TicketBody(Body):
+class _Assigned(Body):
+    """A body that names people in one of two ways."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"not": {"required": ["assignee_ids", "assignee_id"]}}
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if {"assignee_ids", "assignee_id"} <= self.model_fields_set:
+            raise ValueError("give assignee_ids or assignee_id, not both")
+        return self
+
+
+class TicketBody(_Assigned):
     """A ticket to be opened."""
 
     title: Title
@@ -53,7 +67,7 @@ class TicketBody(Body):
         return NewTicket(**fields, assignee_ids=people)
 
 
-class TicketPatch(Body):
+class TicketPatch(_Assigned):
     """What to change on a ticket; a field that is left out stays as it is."""
 
     title: Title = absent()
@@ -68,12 +82,6 @@ class TicketPatch(Body):
     assignee_ids: Assignees = absent()
     assignee_id: UUID | None = Field(None, description="Short for assignee_ids with one person.")
     force: Flag = Field(False, description="Skip the lifecycle's check; administrators only.")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "TicketPatch":
-        if {"assignee_ids", "assignee_id"} <= self.model_fields_set:
-            raise ValueError("give assignee_ids or assignee_id, not both")
-        return self
 
     def wanted(self) -> dict[str, Any]:
         """Return the fields that were given, in the desk's own words."""

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.health import Health
+    from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.scans import Scans
+    from itdesk.desk.schedules import Schedules
     from itdesk.desk.sessions import Sessions
+    from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.runtime.clock import Clock
@@ -38,6 +41,9 @@ class Desk:
     projects: Projects
     tickets: Tickets
     journal: Journal
+    jobs: Jobs
+    schedules: Schedules
+    stats: Statistics
     upload_dir: Path
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)

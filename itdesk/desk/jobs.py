@@ -247,11 +247,6 @@ class Jobs:
         if given:
             log.info("jobs given back", count=given)
 
-    async def delete_finished(self, limit: int) -> int:
-        """Forget up to so many jobs that ended long ago; return how many."""
-        async with self._db.connection() as conn:
-            return await jobs.delete_finished(conn, days=self.settings.keep_days, limit=limit)
-
     @asynccontextmanager
     async def _renewed(self, held: Held, seconds: float) -> AsyncIterator[None]:
         """Keep the lease alive while the body runs; LostClaim cuts it when it was taken over."""

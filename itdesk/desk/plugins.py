@@ -190,11 +190,11 @@ class Plugins:
 
     async def jobs(self, desk: "Desk") -> dict[str, list[JobType]]:
         """Return the kinds of durable work that plugins do, by plugin."""
-        return await self._start("itdesk_jobs", desk=desk)
+        return self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
 
     async def schedules(self, desk: "Desk") -> dict[str, list[Schedule]]:
         """Return what plugins do periodically, by plugin."""
-        return await self._start("itdesk_schedule", desk=desk)
+        return self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
 
     async def metrics(self, metrics: Metrics) -> None:
         """Let the plugins create their metrics."""
@@ -359,6 +359,15 @@ class Plugins:
                 self._break(answer.plugin, hook, answer.failure)
         self._demand()
         return {answer.plugin: answer.result for answer in answers if answer.result is not None}
+
+    def _named(self, hook: str, found: dict[str, Any]) -> dict[str, Any]:
+        """Break the plugins that return things without their own name, which could clash."""
+        for name, entries in list(found.items()):
+            if strange := [one.name for one in entries if not one.name.startswith(f"{name}.")]:
+                self._break(name, hook, Refused(f"{strange[0]} does not begin with {name}."))
+                del found[name]
+        self._demand()
+        return found
 
     async def _call(self, hook: str, **arguments: Any) -> list[Answer]:
         """Ask every plugin that has this hook, side by side; the answers are in plugin order."""

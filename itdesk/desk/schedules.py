@@ -5,8 +5,9 @@ not cleaned up here: a storage cannot list what it holds.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -16,13 +17,16 @@ from itdesk.desk.jobs import Job, Jobs
 from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.runtime.log import get_logger
-from itdesk.store import attachments, idempotency, periodic, sessions, users
+from itdesk.store import cleanup, periodic
+from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
-IDEMPOTENCY_HOURS = 48
+ANSWER_HOURS = 48
 NEVER_UPLOADED_DAYS = 7
 # Rows deleted by one statement: it shall be over long before its deadline.
 BATCH = 2000
+
+Step = Callable[[Any, int], Awaitable[int]]
 
 log = get_logger("schedules")
 
@@ -94,36 +98,43 @@ class Schedules:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Cleanup:
-    """Deletes what is over: sessions, tokens, kept answers, files that never came, old jobs."""
-
-    db: Database
-    jobs: Jobs
-    keep_days: int
-
-    async def run(self, job: Job) -> None:
-        """Delete all of it, a batch a statement."""
-        counts = {
-            "sessions": await self._sessions(),
-            "tokens": await self._all(users.delete_expired_tokens),
-            "answers": await self._all(
-                lambda conn, limit: idempotency.forget_older(conn, IDEMPOTENCY_HOURS, limit=limit)
-            ),
-            "files": await self._all(
-                lambda conn, limit: attachments.delete_never_uploaded(
-                    conn, days=NEVER_UPLOADED_DAYS, limit=limit
-                )
-            ),
-            "runs": await self._all(
-                lambda conn, limit: periodic.delete_older(conn, days=self.keep_days, limit=limit)
-            ),
-            "jobs": await self._jobs(),
-        }
-        log.info("cleaned up", **{name: count for name, count in counts.items() if count})
-
-
-def own_schedules(
-    db: Database, jobs: Jobs, stats: Statistics, settings: Settings
-) -> tuple[Schedule, ...]:
+def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[Schedule, ...]:
     """Return what the desk itself does periodically."""
+
+    async def count(job: Job) -> None:
+        await stats.aggregate()
+
+    async def clean(job: Job) -> None:
+        await clean_up(db, days=settings.jobs.keep_days)
+
+    seconds = settings.scheduler
+    return (
+        Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
+        Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
+    )
+
+
+async def clean_up(db: Database, *, days: int) -> dict[str, int]:
+    """Delete what is over; jobs and runs that ended are kept for so many days. Return how many."""
+    steps: dict[str, Step] = {
+        "sessions": cleanup.delete_expired_sessions,
+        "verifications": cleanup.delete_expired_verifications,
+        "resets": cleanup.delete_expired_resets,
+        "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
+        "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
+        "runs": partial(periodic.delete_older, days=days),
+        "jobs": partial(jobs_store.delete_finished, days=days),
+    }
+    deleted = {name: await _all(db, step) for name, step in steps.items()}
+    log.info("cleaned up", **{name: count for name, count in deleted.items() if count})
+    return deleted
+
+
+async def _all(db: Database, step: Step) -> int:
+    total = 0
+    while True:
+        async with db.connection() as conn:
+            count = await step(conn, BATCH)
+        total += count
+        if count < BATCH:
+            return total

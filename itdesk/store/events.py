@@ -11,7 +11,6 @@ import orjson
 from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source, Unseen
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
-
 # JSON goes as text: asyncpg would take a list of lists for an array of more dimensions.
 INSERT = """
     INSERT INTO events (id, ticket_id, ticket_version, type, actor_id, actor_name, source,

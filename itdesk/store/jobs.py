@@ -296,7 +296,7 @@ async def count_failed(conn: Any) -> int:
     return total
 
 
-async def delete_finished(conn: Any, *, days: int, limit: int) -> int:
+async def delete_finished(conn: Any, limit: int, *, days: int) -> int:
     """Delete up to so many jobs that ended, well or not, before so many days; return how many."""
     query = """
         DELETE FROM jobs WHERE id IN (

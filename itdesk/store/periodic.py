@@ -45,7 +45,7 @@ async def note_error(conn: Any, run: Run, error: str) -> None:
     await conn.execute(query, run.name, run.due_at, error)
 
 
-async def delete_older(conn: Any, *, days: int, limit: int) -> int:
+async def delete_older(conn: Any, limit: int, *, days: int) -> int:
     """Delete up to so many runs that were due before so many days; return how many."""
     query = """
         DELETE FROM periodic_runs WHERE (name, due_at) IN (

@@ -90,6 +90,16 @@ async def hang(call: Call) -> Reply:
     return Reply()
 
 
+async def hang_inside(call: Call) -> Reply:
+    """Take longer than anybody waits, behind a deadline of one's own and a tidy-up."""
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.Event().wait()
+    finally:
+        await call.desk.clock.sleep(0)
+    return Reply()
+
+
 async def stream(call: Call) -> web.StreamResponse:
     """Fail in the middle of an answer."""
     response = web.StreamResponse()
@@ -165,6 +175,7 @@ ROUTES = [
     _route("GET", "/fail/{how}", fail, Who.PUBLIC),
     _route("GET", "/crash", crash, Who.PUBLIC),
     _route("GET", "/hang", hang, Who.PUBLIC),
+    _route("GET", "/hang-inside", hang_inside, Who.PUBLIC),
     _route("GET", "/patient", hang, Who.PUBLIC, seconds=1.5),
     _route("GET", "/stream", stream, Who.PUBLIC),
     _route("GET", "/redirect", redirect, Who.PUBLIC, status=302),
@@ -245,8 +256,9 @@ async def test_wrong_method_is_405_with_allow(server: Server) -> None:
         assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
 
 
-async def test_deadline_is_503(server: Server) -> None:
-    answer = await server.ask("GET", "/api/v1/hang")
+@pytest.mark.parametrize("path", ["/api/v1/hang", "/api/v1/hang-inside"])
+async def test_deadline_is_503(server: Server, path: str) -> None:
+    answer = await server.ask("GET", path)
     check_error(answer, 503, "E_TIMEOUT", "UNAVAILABLE")
     assert answer.headers["Retry-After"] == "5"
     assert (await server.ask("GET", "/ping")).status == 200

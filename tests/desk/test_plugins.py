@@ -367,6 +367,36 @@ async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
     assert plugins.status()["bad"].state == plugins.status()["ugly"].state == "broken"
 
 
+WORK = """
+@hookimpl
+async def itdesk_jobs(self, desk):
+    from itdesk.hookspecs import JobType
+    return [JobType(name=name, handle=self.do) for name in {names!r}]
+
+@hookimpl
+def itdesk_schedule(self, desk):
+    from itdesk.hookspecs import Schedule
+    return [Schedule(name=name, seconds=60, run=self.do) for name in {names!r}]
+
+async def do(self, job): pass
+"""
+
+
+@pytest.mark.parametrize("method", ["jobs", "schedules"])
+async def test_work_bears_the_name_of_its_plugin(rig: Rig, method: str) -> None:
+    rig.drop("good", WORK.format(names=["good.push", "good.pull"]))
+    wrong = (["good.push"], ["push"], ["bad.push", "bad.push"], ["bad.Push"], ["cleanup"])
+    for number, names in enumerate(wrong):
+        own = [name.replace("bad", f"bad{number}") for name in names]
+        rig.drop(f"bad{number}", WORK.format(names=own))
+    plugins = rig.load(good={}, **{f"bad{number}": {} for number in range(len(wrong))})
+    found = await getattr(plugins, method)(rig.desk)
+    assert [*found] == ["good"]
+    assert [one.name for one in found["good"]] == ["good.push", "good.pull"]
+    states = {status.state for name, status in plugins.status().items() if name != "good"}
+    assert states == {"broken"}
+
+
 async def test_plugins_make_metrics_and_commands(rig: Rig) -> None:
     rig.drop(
         "counts",
@@ -391,6 +421,8 @@ WRONG = {
     "itdesk_storage": ("return 'disk'", "storages", True),
     "itdesk_scan_engine": ("return object()", "scan_engines", True),
     "itdesk_routes": ("return [1]", "routes", False),
+    "itdesk_jobs": ("return [1]", "jobs", True),
+    "itdesk_schedule": ("return 'daily'", "schedules", True),
     "itdesk_cli": ("return 'count'", "commands", False),
     "itdesk_metrics": ("raise ValueError", "metrics", True),
 }

@@ -1,0 +1,70 @@
+"""What is over and only takes up room: each statement deletes one batch and returns its size.
+
+Whether something is over, the database's clock decides. The batches keep each statement far from
+its deadline, however long nobody cleaned up.
+"""
+
+from typing import Any
+
+
+async def delete_expired_sessions(conn: Any, limit: int) -> int:
+    """Delete tokens of sessions whose time is over."""
+    query = """
+        DELETE FROM refresh_tokens WHERE id IN (
+            SELECT id FROM refresh_tokens WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_verifications(conn: Any, limit: int) -> int:
+    """Delete tokens that would verify an address, had they been used in time."""
+    query = """
+        DELETE FROM verification_tokens WHERE token_hash IN (
+            SELECT token_hash FROM verification_tokens
+            WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_resets(conn: Any, limit: int) -> int:
+    """Delete tokens that would reset a password, had they been used in time."""
+    query = """
+        DELETE FROM password_reset_tokens WHERE token_hash IN (
+            SELECT token_hash FROM password_reset_tokens
+            WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_old_answers(conn: Any, limit: int, *, hours: int) -> int:
+    """Delete answers that were kept for requests repeated within so many hours."""
+    query = """
+        DELETE FROM idempotency_keys WHERE (principal, route, key) IN (
+            SELECT principal, route, key FROM idempotency_keys
+            WHERE created_at < now() - make_interval(hours => $2) ORDER BY created_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit, hours))
+
+
+async def delete_never_uploaded(conn: Any, limit: int, *, days: int) -> int:
+    """Delete places kept for files that never came, known as missing for so many days.
+
+    There are no bytes to delete, and no reader ever saw them.
+    """
+    query = """
+        DELETE FROM attachments WHERE id IN (
+            SELECT id FROM attachments
+            WHERE scanned_status = 'FAILED' AND scan_reason = 'missing' AND uploaded_at IS NULL
+              AND scanned_at < now() - make_interval(days => $2)
+            LIMIT $1 FOR UPDATE SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit, days))
+
+
+def _count(tag: str) -> int:
+    return int(tag.rpartition(" ")[2])
