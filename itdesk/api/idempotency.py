@@ -16,7 +16,6 @@ from itdesk.errors import Conflict, Invalid
 from itdesk.store import idempotency as store
 
 LONGEST_KEY = 255
-RETENTION_HOURS = 48
 
 Act = Callable[[], Awaitable[Reply | web.StreamResponse]]
 

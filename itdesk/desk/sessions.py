@@ -172,11 +172,6 @@ class Sessions:
         """Look at a person's sessions anew once the transaction is committed."""
         tx.after_commit(lambda: self._forget(lambda known: known.user_id == user_id))
 
-    async def delete_expired(self) -> int:
-        """Forget the tokens of sessions that are over; return how many."""
-        async with self._db.transaction() as tx:
-            return await sessions.delete_expired(tx.conn, self._clock.now())
-
     async def _better_hash(self, password: str, stored: str | None) -> str | None:
         if stored is None or not self._passwords.needs_rehash(stored):
             return None

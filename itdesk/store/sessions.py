@@ -171,9 +171,3 @@ async def revoke_all(conn: Any, user_id: UUID, now: datetime, *, keep: UUID | No
         WHERE family_id = ANY (ARRAY(SELECT id FROM roots)) AND revoked_at IS NULL
     """
     await conn.execute(query, user_id, now, keep)
-
-
-async def delete_expired(conn: Any, before: datetime) -> int:
-    """Forget the families whose time was over before then; return how many tokens that were."""
-    result: str = await conn.execute("DELETE FROM refresh_tokens WHERE expires_at < $1", before)
-    return int(result.rpartition(" ")[2])
