@@ -51,6 +51,7 @@ from itdesk.store import head
 from itdesk.store.db import Database, Limits
 from itdesk.store.paging import Window
 
+ACTORS_DRAIN_SECONDS = 10
 FIRST_ADMIN = "admin@itdesk.local"
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -311,7 +312,8 @@ def supervisor_of(desk: Desk) -> Supervisor:
         desk.metrics,
         systemd.notify,
         outages=(Unavailable, OSError),
-        drain_timeout=desk.settings.server.drain_seconds,
+        # Requests had drain_seconds before; both together stay below what systemd grants.
+        drain_timeout=min(desk.settings.server.drain_seconds, ACTORS_DRAIN_SECONDS),
         watchdog=systemd.watchdog_interval(),
     )
     supervisor.add(log.LogFlush())

@@ -112,6 +112,16 @@ async def test_broken_json_is_refused_and_nothing_is_written(scene: Scene, route
     assert await scene.look() == before
 
 
+@pytest.mark.parametrize("path", ["/events?since=", "/events/export?until=", "/stats/daily?from="])
+async def test_a_time_is_written_as_rfc_3339_writes_it(scene: Scene, path: str) -> None:
+    """Numbers are no times, although pydantic reads them as seconds since 1970."""
+    good = "2026-01-31" if "stats" in path else "2026-01-31T12:00:00Z"
+    assert (await scene.admin.call("GET", f"/api/v1{path}{good}")).status == 200
+    for wrong in ("0", "0.5", "-1", "1e9", "1767225600", "nan", "now", "", "20260131", "12:00"):
+        refused = await scene.admin.call("GET", f"/api/v1{path}{wrong}")
+        refused.refused(422, "E_VALIDATION_ERROR")
+
+
 # --- S-10 --------------------------------------------------------------------------------------
 
 

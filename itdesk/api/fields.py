@@ -7,6 +7,7 @@ at its very end pass, which is trimmed with it.
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,7 @@ _KEY = re.compile(r"^[A-Z][A-Z0-9]{1,9}$")
 _URL = re.compile(rf'^https?://[^{_CONTROL}{_BLANK}"<>\\^`{{|}}]+$')
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,20})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _REST = r"(?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -131,15 +133,22 @@ WebAddress = Annotated[
 """An http or https address to show, never to fetch."""
 
 
-def _as_written(value: Any) -> Any:
-    """Refuse numbers, which pydantic takes for seconds since 1970, and dates without a time."""
-    if isinstance(value, str) and not _TIME.fullmatch(value):
-        raise PydanticCustomError("datetime_parsing", "must be a time")
-    return value
+def _written(pattern: re.Pattern[str], kind: str, shown: str) -> BeforeValidator:
+    """Refuse numbers, which pydantic takes for seconds since 1970, and other ways to write."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and not pattern.fullmatch(value):
+            raise PydanticCustomError(f"{kind}_parsing", "{shown}", {"shown": shown})
+        return value
+
+    return BeforeValidator(check)
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_as_written)]
+Moment = Annotated[AwareDatetime, _written(_TIME, "datetime", "must be a time")]
 """A time as RFC 3339 writes it, with its zone."""
+
+Day = Annotated[date, _written(_DAY, "date", "must be a date")]
+"""A date as RFC 3339 writes it."""
 
 Secret = Annotated[str, Field(min_length=1, max_length=1000)]
 """A password or token as somebody types it; wrong ones fail where they are compared."""

@@ -1,9 +1,8 @@
 """The numbers of each day."""
 
-from datetime import date
-
 from pydantic import Field
 
+from itdesk.api.fields import Day
 from itdesk.api.route import Call, Query, Reply, Route, Who
 from itdesk.store.stats import DailyStats
 
@@ -11,8 +10,8 @@ from itdesk.store.stats import DailyStats
 class DailyQuery(Query):
     """Which days, both ends included; all when none is named."""
 
-    since: date | None = Field(None, alias="from", description="The first day, as 2026-01-31.")
-    until: date | None = Field(None, alias="to", description="The last day.")
+    since: Day | None = Field(None, alias="from", description="The first day, as 2026-01-31.")
+    until: Day | None = Field(None, alias="to", description="The last day.")
 
 
 async def daily(call: Call) -> Reply:

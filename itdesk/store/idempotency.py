@@ -53,16 +53,3 @@ async def keep(conn: Any, principal: str, route: str, key: str, kept: Kept) -> N
         kept.location,
         kept.etag,
     )
-
-
-async def forget_older(conn: Any, hours: int) -> int:
-    """Delete answers older than so many hours; return how many."""
-    query = """
-        WITH gone AS (
-            DELETE FROM idempotency_keys
-            WHERE created_at < now() - make_interval(hours => $1)
-            RETURNING 1
-        )
-        SELECT count(*) FROM gone
-    """
-    return int(await conn.fetchval(query, hours))

@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientConnectionError, ClientSession
 
+from itdesk.desk.schedules import ANSWER_HOURS
+from itdesk.store import cleanup
 from tests.support.small_desk import Answer, Server, serving
 from tests.support.thing_server import Things, desk_of, prepare
 
@@ -233,16 +235,15 @@ async def test_retry_after_a_kill_has_one_effect(database: str, armed: str, rows
 
 
 async def test_answers_are_kept_for_a_day(server: Server, database: str) -> None:
-    from itdesk.api.idempotency import RETENTION_HOURS
-    from itdesk.store import idempotency
-
-    assert RETENTION_HOURS >= 24
+    """R-02: retention of 24 hours at least; what is older goes."""
+    assert ANSWER_HOURS >= 24
     await post(server, "k1")
     conn = await asyncpg.connect(database)
     try:
-        await conn.execute("UPDATE idempotency_keys SET created_at = now() - interval '47 hours'")
-        assert await idempotency.forget_older(conn, RETENTION_HOURS) == 0
-        await conn.execute("UPDATE idempotency_keys SET created_at = now() - interval '49 hours'")
-        assert await idempotency.forget_older(conn, RETENTION_HOURS) == 1
+        age = "UPDATE idempotency_keys SET created_at = now() - make_interval(hours => $1)"
+        await conn.execute(age, ANSWER_HOURS - 1)
+        assert await cleanup.delete_old_answers(conn, 10, hours=ANSWER_HOURS) == 0
+        await conn.execute(age, ANSWER_HOURS + 1)
+        assert await cleanup.delete_old_answers(conn, 10, hours=ANSWER_HOURS) == 1
     finally:
         await conn.close()

@@ -53,6 +53,7 @@ REFUSALS = (
         r"POST /api/v1/.*",
         "a key is chosen by chance, and small ones are chosen twice",
     ),
+    Refusal("E_WEBSOCKET_ONLY", r"GET /ws/\{client_id\}", "no request of a generator upgrades"),
     Refusal("E_FILE_TOO_LARGE", UPLOAD, "the limit is a setting"),
     Refusal("E_FILE_TYPE_NOT_ALLOWED", UPLOAD, "what is allowed is a setting"),
     Refusal(
