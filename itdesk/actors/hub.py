@@ -291,6 +291,10 @@ class Hub(Actor):
                 await self._start_over(told)
             if self._done >= told.seq:
                 return
+            if not (self._everything or self._of_user or self._of_ticket):
+                # Nobody is live: whoever subscribes reads what it missed by itself.
+                self._read = self._done = told.seq
+                return
             async with self._db.connection() as conn:
                 news = await page(conn, self._done, limit=PAGE)
                 gap = news.first > self._done + 1
