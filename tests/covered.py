@@ -46,6 +46,7 @@ def tests() -> Iterator[tuple[str, set[str]]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if node.name.startswith("test_"):
                     own = cited(ast.get_source_segment(source, node) or "")
+                    own |= cited(re.sub(r"_([RPSO]\d?)_(\d\d)", r" \1-\2 ", node.name.upper()))
                     yield f"{path.relative_to(TESTS)}::{node.name}", own | shared
 
 

@@ -1,10 +1,10 @@
-"""The whole main job, over real HTTP against the real process: what itdesk is for."""
+"""The whole main job, over real HTTP against the real process (S0-18, S3-49)."""
 
 import asyncio
 from pathlib import Path
 
 from tests.support.clamd import Clamd
-from tests.support.daemon import Live, Person, started
+from tests.support.daemon import Live, Person, make_daemon, running, started
 from tests.support.postgres import Server
 from tests.support.samples import eicar
 
@@ -82,6 +82,19 @@ async def test_a_ticket_with_scanned_files_survives_a_restart(
         alice.base = live.daemon.url
         await _all_there(alice, ticket, files[:2], files[2:])
         assert not list(Path(live.daemon.state_dir / "spool").iterdir())
+
+
+async def test_an_empty_database_is_ready_without_a_manual_step(pg_server: Server) -> None:
+    """S0-07, S3-51: the command that the unit starts brings schema and all up by itself."""
+    url = await pg_server.create(migrated=False)
+    daemon = make_daemon(url, ITDESK_DATABASE__MIGRATE_ON_START="true")
+    try:
+        async with running(daemon) as live:
+            ready = await live.nobody.call("GET", "/readyz")
+            assert ready.status == 200 and ready.json["checks"]["database"]["status"] == "ok"
+            assert (await live.admin.ticket())["key"] == "TSK-1001"
+    finally:
+        await pg_server.drop(url)
 
 
 async def test_a_pending_file_is_refused(pg_server: Server) -> None:

@@ -64,6 +64,13 @@ REFUSALS = (
     ),
     Refusal(
         "E_VALIDATION_ERROR",
+        r"GET /api/v1/stats/daily",
+        "the first day is not after the last",
+        frozenset({"from"}),
+        "is after `to`",
+    ),
+    Refusal(
+        "E_VALIDATION_ERROR",
         ACCOUNT,
         "a password may be long and yet common, or one's own name",
         frozenset({"password"}),

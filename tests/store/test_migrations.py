@@ -1,4 +1,4 @@
-"""The migration runner: what an operator's commands do to a database, and refuse to do."""
+"""The migration runner: what an operator's commands do to a database, and refuse to do (S1-00)."""
 
 import asyncio
 import shutil
