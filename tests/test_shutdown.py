@@ -216,7 +216,7 @@ async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server)
 
 
 async def test_idle_connections_to_a_frozen_database_are_given_up(own_pg_server: Server) -> None:
-    """P-12: saying goodbye to a server that does not listen takes `connect_seconds`, once."""
+    """P-12: a server that does not listen costs each part one deadline, not one a connection."""
     async with started(own_pg_server) as live:
         await asyncio.gather(*(live.admin.ticket() for _ in range(16)))
         own_pg_server.pause()
@@ -225,7 +225,7 @@ async def test_idle_connections_to_a_frozen_database_are_given_up(own_pg_server:
         status, seconds = await _exit(live.daemon), time.monotonic() - told
         own_pg_server.resume()
         print(f"ended in {seconds:.2f} s")
-        assert (status, seconds < 10) == (0, True)
+        assert (status, seconds < 25) == (0, True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

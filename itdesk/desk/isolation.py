@@ -82,7 +82,9 @@ class Isolation:
     def _blame(self, name: str, hook: str, seconds: float) -> None:
         if seconds > STALL_SECONDS:
             self._stalls.labels(name).inc()
-            log.warning("plugin blocked the event loop", plugin=name, hook=hook, seconds=seconds)
+            # While it starts nobody waits for the loop; afterwards everybody does.
+            say = log.info if hook == "itdesk_lifespan" else log.warning
+            say("plugin blocked the event loop", plugin=name, hook=hook, seconds=seconds)
 
 
 def invoke(impl: pluggy.HookImpl, arguments: Mapping[str, Any]) -> Any:

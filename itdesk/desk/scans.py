@@ -34,7 +34,7 @@ _CHUNK = 1 << 20
 
 
 class ClaimLost(Exception):
-    """Another scanner has the file now: stop, and write nothing."""
+    """Another scanner has the file now, or it was deleted: stop, and write nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,10 @@ class Scans:
                 if not kept:
                     raise ClaimLost
                 return
-            await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
+            try:
+                await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
+            except NotFound:
+                raise ClaimLost from None  # deleted meanwhile, with all its files
             written = await attachments.conclude(
                 tx.conn,
                 held,

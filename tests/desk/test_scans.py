@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from itdesk.desk.attachments import quarantine_key
+from itdesk.desk.scans import Outcome
 from itdesk.errors import Conflict, Forbidden
-from itdesk.model import ScanStatus
+from itdesk.model import SYSTEM, ScanStatus
+from itdesk.store.attachments import Claim
 from tests.support.clamd import Clamd
 from tests.support.desk import Bench, bench_on
 from tests.support.samples import eicar, encrypted_zip, inflating_document
@@ -127,6 +129,31 @@ async def test_a_lost_or_changed_object_is_failed_never_clean(bench: Bench) -> N
             await bench.served(alice, file)
         assert refused.value.code == "E_ATTACHMENT_SCAN_FAILED"
     assert (await bench.desk.tickets.get(alice, ticket.key)).version == 9
+
+
+@pytest.mark.parametrize("gone", ["file", "ticket"])
+async def test_what_is_deleted_during_its_scan_leaves_nothing_behind(
+    bench: Bench, gone: str
+) -> None:
+    """S2-32, S2-29: the verdict comes too late, and the clean object goes as well."""
+    alice = await bench.person()
+    ticket = await bench.ticket(alice)
+    file = await bench.upload(alice, ticket, TEXT)
+    assert await bench.desk.scans.trusted()
+    (held,) = await bench.desk.scans.claim(1)
+    examine = bench.desk.scans._examine
+
+    async def then_delete(claim: Claim) -> Outcome:
+        outcome = await examine(claim)
+        if gone == "file":
+            await bench.desk.attachments.delete(alice, file.id)
+        else:
+            await bench.desk.tickets.delete(SYSTEM, ticket.key)
+        return outcome
+
+    bench.desk.scans._examine = then_delete  # type: ignore[method-assign]
+    assert (await bench.desk.scans.scan(held)).status is None
+    assert bench.objects("clean") == bench.objects("quarantine") == []
 
 
 async def test_a_reserved_file_waits_until_its_time_is_over(bench: Bench) -> None:
