@@ -147,6 +147,10 @@ class S3:
         import botocore.session
 
         plain, session = botocore.session.Session(), aiobotocore.session.AioSession()
+        for each in (plain, session):  # what is set for other programs is not for this one
+            each.set_config_variable("profile", None)
+            each.set_config_variable("config_file", os.devnull)
+            each.set_config_variable("credentials_file", os.devnull)
         session.register_component("data_loader", plain.get_component("data_loader"))
         settings, signed_for = self.settings, self.settings.endpoint
         if settings.public_base_url and settings.sign_host == "public":
@@ -297,12 +301,14 @@ class S3:
             async with asyncio.timeout(TRIAL_SECONDS), ClientSession() as http:
                 status, _ = await _send(http, put, probe)
                 if status < 300:
-                    status, found = await _send(http, get)
-                    with suppress(DeskError):
-                        await self.delete(key)
+                    try:
+                        status, found = await _send(http, get)
+                    finally:
+                        with suppress(DeskError):
+                            await self.delete(key)
                     if status < 300 and found != probe:
                         status = 0
-        except (HttpError, OSError) as exc:
+        except (HttpError, OSError, ValueError) as exc:
             log.info("public address not tried", extra={"problem": type(exc).__name__})
             return
         if status in (500, 502, 503, 504):
@@ -429,13 +435,17 @@ def _failures() -> Iterator[None]:
 
 def _code(exc: BaseException | None) -> str:
     """Return the server's code for a refusal; empty when it did not answer."""
-    code = getattr(exc, "response", {}).get("Error", {}).get("Code", "")
-    return str(code) if re.fullmatch(r"\w{1,64}", str(code), re.ASCII) else ""
+    code = str(_response(exc).get("Error", {}).get("Code", ""))
+    return code if re.fullmatch(r"\w{1,64}", code, re.ASCII) else ""
 
 
 def _status(exc: BaseException) -> int:
-    found = getattr(exc, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return int(found)
+    return int(_response(exc).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _response(exc: BaseException | None) -> dict[str, Any]:
+    found = getattr(exc, "response", None)
+    return found if isinstance(found, dict) else {}
 
 
 def _network_advice(cause: BaseException) -> str:

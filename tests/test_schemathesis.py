@@ -60,8 +60,14 @@ async def as_everybody(live: Live, *options: str) -> list[Ran]:
     return ran
 
 
+def _short(said: str) -> str:
+    """Return what was said, its endless lines cut, from the first failure on."""
+    lines = said.partition("= FAILURES =")[2] or said
+    return "\n".join(line[:400] for line in lines.splitlines())[:8000]
+
+
 def _well(live: Live, ran: list[Ran]) -> None:
-    wrong = [f"--- as {one.role}: {one.status}\n{one.said[-6000:]}" for one in ran if one.status]
+    wrong = [f"--- as {one.role}: {one.status}\n{_short(one.said)}" for one in ran if one.status]
     assert not wrong, "\n".join(wrong)
     for one in ran:
         assert "Tested: " in one.said and " passed" in one.said, one.said

@@ -16,17 +16,18 @@ from itdesk.api import (
 )
 from itdesk.api.route import Route
 
+# In the order of the documentation: what people come for first, what monitors ask last.
 ROUTES: tuple[Route, ...] = (
+    *auth.ROUTES,
+    *tickets.ROUTES,
+    *attachments.ROUTES,
+    *projects.ROUTES,
+    *users.ROUTES,
+    *websocket.ROUTES,
+    *stats.ROUTES,
+    *journal.ROUTES,
+    *jobs.ROUTES,
     *system.ROUTES,
     *docs.ROUTES,
-    *auth.ROUTES,
-    *users.ROUTES,
-    *tickets.ROUTES,
-    *projects.ROUTES,
-    *attachments.ROUTES,
-    *journal.ROUTES,
-    *stats.ROUTES,
-    *jobs.ROUTES,
-    *websocket.ROUTES,
     *asyncapi.ROUTES,
 )

@@ -151,7 +151,7 @@ async def test_what_is_deleted_during_its_scan_leaves_nothing_behind(
             await bench.desk.tickets.delete(SYSTEM, ticket.key)
         return outcome
 
-    bench.desk.scans._examine = then_delete  # type: ignore[method-assign]
+    bench.desk.scans._examine = then_delete  # type: ignore[assignment]
     assert (await bench.desk.scans.scan(held)).status is None
     assert bench.objects("clean") == bench.objects("quarantine") == []
 

@@ -54,6 +54,11 @@ REFUSALS = (
         "a key is chosen by chance, and small ones are chosen twice",
     ),
     Refusal("E_WEBSOCKET_ONLY", r"GET /ws/\{client_id\}", "no request of a generator upgrades"),
+    Refusal(
+        "E_TOO_LARGE",
+        r"(POST|PUT|PATCH) /api/v1/.*",
+        "the longest text of the rarest letters, escaped, is more than server.max_body",
+    ),
     Refusal("E_FILE_TOO_LARGE", UPLOAD, "the limit is a setting"),
     Refusal("E_FILE_TYPE_NOT_ALLOWED", UPLOAD, "what is allowed is a setting"),
     Refusal(
