@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlsplit
@@ -30,8 +30,6 @@ from itdesk.hookspecs import Health, Presigned, Storage, Stored, hookimpl
 
 CHUNK: Final = 1 << 20
 PART: Final = 8 << 20  # at least 5 MiB for S3, which takes 10,000 of them
-LONGEST_KEY: Final = 1024
-LONGEST_PART: Final = 255
 HEALTH_SECONDS: Final = 0.9
 ABORT_SECONDS: Final = 10.0
 TRIAL_SECONDS: Final = 3.0
@@ -39,14 +37,12 @@ UNKNOWN_TYPE: Final = "application/octet-stream"
 
 _PART = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 _ABSENT = {"NoSuchKey", "NotFound", "404"}
-_NO_ROOM = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
+_NO_ROOM = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 # Sent back under their own type; anything a browser could be tempted to run is sent as bytes.
 _PASSIVE = frozenset(
-    {
-        "application/json", "application/pdf", "application/zip", "image/bmp", "image/gif",
-        "image/jpeg", "image/png", "image/tiff", "image/webp", "text/csv", "text/plain",
-    }
-)  # fmt: skip
+    "application/json application/pdf application/zip image/bmp image/gif image/jpeg image/png"
+    " image/tiff image/webp text/csv text/plain".split()
+)
 
 log = logging.getLogger("plugin.s3")
 
@@ -56,7 +52,7 @@ class S3Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    endpoint: str = Field(description="where this daemon reaches the server: http(s)://host:port")
+    endpoint: str = Field(min_length=1, description="where this daemon reaches it: http(s)://...")
     bucket: str = Field(min_length=1, description="it has to be there already")
     access_key: str = Field(min_length=1)
     secret_key: SecretStr = Field(min_length=1)
@@ -77,16 +73,13 @@ class S3Settings(BaseModel):
     def _address(cls, value: str | None) -> str | None:
         if not value:
             return None
-        parts = urlsplit(value)
         plain = re.fullmatch(r"https?://[^\s/?#@\\]+(/[^\s?#\\]*)?", value, re.ASCII)
-        if not plain or not parts.hostname or parts.port == 0:
+        if not plain or not (parts := urlsplit(value)).hostname or parts.port == 0:
             raise ValueError("must be http(s)://host[:port], without user, query or fragment")
         return value.rstrip("/")
 
     @model_validator(mode="after")
     def _signable(self) -> "S3Settings":
-        if self.endpoint is None:
-            raise ValueError("endpoint must not be empty")
         if self.sign_host == "public" and urlsplit(self.public_base_url or "").path:
             raise ValueError('public_base_url can have a path only with sign_host = "endpoint"')
         return self
@@ -148,9 +141,9 @@ class S3:
 
         plain, session = botocore.session.Session(), aiobotocore.session.AioSession()
         for each in (plain, session):  # what is set for other programs is not for this one
-            each.set_config_variable("profile", None)
-            each.set_config_variable("config_file", os.devnull)
-            each.set_config_variable("credentials_file", os.devnull)
+            for name in ("profile", "config_file", "credentials_file"):
+                value = None if name == "profile" else os.devnull
+                each.get_component("config_store").set_config_variable(name, value)
         session.register_component("data_loader", plain.get_component("data_loader"))
         settings, signed_for = self.settings, self.settings.endpoint
         if settings.public_base_url and settings.sign_host == "public":
@@ -226,28 +219,24 @@ class S3:
 
     def presign_put(self, key: str, *, size: int, mime: str, expires_in: int) -> Presigned | None:
         """Return an upload request that takes exactly this size and type."""
-        url = self._presign(
-            "put_object", expires_in, Key=_checked(key), ContentType=mime, ContentLength=size
-        )
+        exactly = {"ContentType": mime, "ContentLength": size}
+        url = self._presign("put_object", key, expires_in, exactly)
         return Presigned(url, "PUT", {"Content-Type": mime})
 
     def presign_get(
         self, key: str, *, filename: str, mime: str, expires_in: int
     ) -> Presigned | None:
         """Return a download request that saves the object under its user's name for it."""
-        url = self._presign(
-            "get_object",
-            expires_in,
-            Key=_checked(key),
-            ResponseContentDisposition=_disposition(filename),
-            ResponseContentType=mime if mime in _PASSIVE else UNKNOWN_TYPE,
-        )
-        return Presigned(url, "GET", {})
+        saved = {
+            "ResponseContentDisposition": _disposition(filename),
+            "ResponseContentType": mime if mime in _PASSIVE else UNKNOWN_TYPE,
+        }
+        return Presigned(self._presign("get_object", key, expires_in, saved), "GET", {})
 
-    def _presign(self, operation: str, expires_in: int, **parameters: Any) -> str:
+    def _presign(self, operation: str, key: str, expires_in: int, more: dict[str, Any]) -> str:
         if self._signer is None:
             raise Unavailable("The file storage is not open.")
-        asked = {"Bucket": self.settings.bucket, **parameters}
+        asked = {"Bucket": self.settings.bucket, "Key": _checked(key), **more}
         url: str = self._signer.generate_presigned_url(operation, asked, expires_in)
         base = self.settings.public_base_url
         if base and self.settings.sign_host == "endpoint":
@@ -259,20 +248,16 @@ class S3:
         """Write, read and delete a probe; raise a DeskError that says what to mend."""
         key, probe = f"check/{uuid4()}", os.urandom(16)
         try:
-            if await self.stat(key) is not None:
-                raise Unavailable(f"{self.settings.endpoint}: it has objects that never were")
             await self.write(key, _once(probe), limit=len(probe))
-            async with aclosing(self.read(key)) as reading:  # type: ignore[type-var]
-                found = b"".join([chunk async for chunk in reading])
+            found = b"".join([chunk async for chunk in self.read(key)])
             await self.delete(key)
+            await self.stat(key)  # without the right to list, what is missing is forbidden
         except StorageFull as exc:
             raise StorageFull(f"{self.settings.endpoint}: no room; a quota may be used up") from exc
         except DeskError as exc:
             raise Unavailable(self._advice(exc)) from exc
         if found != probe:
-            raise Unavailable(
-                f"{self.settings.endpoint}: an object read back differs from what was written"
-            )
+            raise Unavailable(f"{self.settings.endpoint}: a probe read back is another")
         await self.try_public()
 
     async def health(self) -> Health:
@@ -335,8 +320,12 @@ class S3:
         """Return what is wrong and which option to mend."""
         settings, cause = self.settings, exc.__cause__
         match _code(cause):
+            case "" if cause is None:
+                return exc.message
+            case "" if "SSL" in type(cause).__name__:
+                advice = "its certificate is not trusted: name its authority in [plugins.s3] ca"
             case "":
-                advice = _network_advice(cause) if cause else exc.message
+                advice = "endpoint (S3_ENDPOINT) cannot be reached, or does not answer in time"
             case "NoSuchBucket" | "404" | "NotFound" | "NoSuchKey":
                 advice = f"bucket (S3_BUCKET): there is no {settings.bucket}; create it"
             case "InvalidAccessKeyId" | "InvalidAccessKey":
@@ -349,8 +338,8 @@ class S3:
                 advice = "the clock of this machine or of the server is wrong"
             case "AccessDenied" | "403" | "401":
                 advice = (
-                    f"access_key (S3_ACCESS_KEY) and secret_key (S3_SECRET_KEY) do not give the"
-                    f" right to list, read, write and delete in bucket {settings.bucket}"
+                    "access_key (S3_ACCESS_KEY) or secret_key (S3_SECRET_KEY) is wrong, or may not"
+                    f" list, read, write and delete in {settings.bucket}"
                 )
             case _:
                 advice = "the server fails; its log says why"
@@ -372,30 +361,22 @@ class _Upload:
         """Hash and send a part."""
         await self._take(batch)
         if self._id is None:
-            begun = await self._call(
-                "create_multipart_upload", Key=self._key, ContentType=UNKNOWN_TYPE
-            )
-            self._id = begun["UploadId"]
+            self._id = (await self._call("create_multipart_upload", Key=self._key))["UploadId"]
         number = len(self._parts) + 1
-        sent = await self._call(
-            "upload_part", Key=self._key, UploadId=self._id, PartNumber=number, Body=batch
-        )
+        part = {"UploadId": self._id, "PartNumber": number, "Body": batch}
+        sent = await self._call("upload_part", Key=self._key, **part)
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
 
     async def commit(self, batch: bytes) -> Stored:
         """Send the rest and make the whole visible."""
         if self._id is None:
             await self._take(batch)
-            await self._call("put_object", Key=self._key, Body=batch, ContentType=UNKNOWN_TYPE)
+            await self._call("put_object", Key=self._key, Body=batch)
         else:
             if batch:
                 await self.append(batch)
-            await self._call(
-                "complete_multipart_upload",
-                Key=self._key,
-                UploadId=self._id,
-                MultipartUpload={"Parts": self._parts},
-            )
+            whole = {"UploadId": self._id, "MultipartUpload": {"Parts": self._parts}}
+            await self._call("complete_multipart_upload", Key=self._key, **whole)
         return Stored(self._size, self._hash.hexdigest())
 
     async def discard(self) -> None:
@@ -426,38 +407,23 @@ def _failures() -> Iterator[None]:
         code = _code(exc)
         if code in _ABSENT:
             raise NotFound.of("file") from exc
-        what = {"problem": type(exc).__name__, "code": code, "status": _status(exc)}
-        log.error("object storage failed", extra=what)
-        if code in _NO_ROOM or _status(exc) == 507:
+        log.error("object storage failed", extra={"problem": type(exc).__name__, "code": code})
+        if code in _NO_ROOM:
             raise StorageFull("The file storage is full.") from exc
         raise Unavailable("The file storage does not work at the moment.") from exc
 
 
 def _code(exc: BaseException | None) -> str:
     """Return the server's code for a refusal; empty when it did not answer."""
-    code = str(_response(exc).get("Error", {}).get("Code", ""))
+    answer = getattr(exc, "response", None)
+    code = str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
     return code if re.fullmatch(r"\w{1,64}", code, re.ASCII) else ""
-
-
-def _status(exc: BaseException) -> int:
-    return int(_response(exc).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _response(exc: BaseException | None) -> dict[str, Any]:
-    found = getattr(exc, "response", None)
-    return found if isinstance(found, dict) else {}
-
-
-def _network_advice(cause: BaseException) -> str:
-    if "SSL" in type(cause).__name__ or "SSL" in type(cause.__cause__).__name__:
-        return "its certificate is not trusted: name its authority in [plugins.s3] ca"
-    return "endpoint (S3_ENDPOINT) cannot be reached, or does not answer in time"
 
 
 def _checked(key: str) -> str:
     """Return a key of the desk's; BadRequest for anything else."""
-    if len(key) > LONGEST_KEY or not all(
-        _PART.fullmatch(part) and part not in (".", "..") and len(part) <= LONGEST_PART
+    if len(key) > 1024 or not all(
+        _PART.fullmatch(part) and part not in (".", "..") and len(part) <= 255
         for part in key.split("/")
     ):
         raise BadRequest("This is no key of a file.", code="E_STORAGE_KEY")
@@ -473,12 +439,9 @@ def _disposition(name: str) -> str:
 async def _send(
     http: ClientSession, asked: Presigned, body: bytes | None = None
 ) -> tuple[int, bytes]:
+    url = URL(asked.url, encoded=True)
     async with http.request(
-        asked.method,
-        URL(asked.url, encoded=True),
-        data=body,
-        headers=asked.headers,
-        allow_redirects=False,
+        asked.method, url, data=body, headers=asked.headers, allow_redirects=False
     ) as answer:
         return answer.status, await answer.content.read(CHUNK)
 

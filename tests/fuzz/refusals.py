@@ -158,8 +158,9 @@ def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> 
     operation = f"{case.method.upper()} {case.operation.path}"
     if isinstance(failure, RejectedPositiveData):
         return not is_expected(operation, _json(response))
-    if isinstance(failure, AcceptedNegativeData) and response.status_code == 412:
-        # A malformed If-Match is none of the ticket's tags (RFC 9110 13.1.1): refused, by 412.
+    if isinstance(failure, AcceptedNegativeData) and response.status_code in (412, 413):
+        # Refused all the same: a malformed If-Match is none of the ticket's tags (RFC 9110
+        # 13.1.1), and what is too long may be too large as a whole.
         return not is_expected(operation, _json(response))
     return True
 

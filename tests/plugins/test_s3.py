@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -43,7 +44,9 @@ def settings_of(server: S3Server, **options: Any) -> S3Settings:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(s3_server: S3Server) -> AsyncIterator[S3]:
-    async with S3(settings_of(s3_server, read_seconds=30)).opened() as opened:
+    # Tried again as in earnest: rclone answers 500 when a folder is emptied while a file comes.
+    settings = settings_of(s3_server, read_seconds=30, attempts=6)
+    async with S3(settings).opened() as opened:
         yield opened
 
 
@@ -69,9 +72,8 @@ async def send(
 
 
 def upload_of(storage: S3, key: str, size: int, **how: Any) -> Presigned:
-    signed = storage.presign_put(
-        key, **{"size": size, "mime": "text/plain", "expires_in": 60, **how}
-    )
+    asked = {"size": size, "mime": "text/plain", "expires_in": 60, **how}
+    signed: Presigned | None = storage.presign_put(key, **asked)
     assert signed is not None
     return signed
 
@@ -94,6 +96,33 @@ class TestConformance(StorageConformance):
         assert await storage.stat(folder) is None
         with pytest.raises(NotFound):
             await content_of(storage, folder)
+
+    async def test_a_reader_sees_one_whole_object_while_it_is_replaced(
+        self, storage: Storage
+    ) -> None:
+        """As everywhere, but that rclone breaks an answer off when its file is replaced.
+
+        What was broken off is Unavailable then, never half an object.
+        """
+        key, whole = new_key(), 0
+        contents = [bytes([n]) * (2 * MIB + n) for n in range(6)]
+        await put(storage, key, contents[0])
+
+        async def replace() -> None:
+            for content in contents:
+                await put(storage, key, content)
+
+        async def look() -> None:
+            nonlocal whole
+            for _ in range(12):
+                with suppress(Unavailable):
+                    assert await content_of(storage, key) in contents
+                    whole += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for work in (replace(), look(), look()):
+                tasks.create_task(work)
+        assert whole
 
 
 class TestAddresses:
@@ -255,9 +284,7 @@ class TestAddresses:
         for url in (
             asked.url.replace(key, other),
             asked.url.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"),
-            re.sub(
-                r"(Signature=.*)(.)$", lambda m: m[1] + ("0" if m[2] != "0" else "1"), asked.url
-            ),
+            asked.url[:-1] + ("0" if asked.url[-1] != "0" else "1"),  # of the signature
             asked.url.replace("note.txt", "note.exe"),
             asked.url.replace("text%2Fplain", "text%2Fhtml"),
         ):
@@ -351,13 +378,13 @@ class TestFailures:
 
     async def test_a_start_without_the_server_is_a_start(self) -> None:
         """The plugin is entered and left; only its health says it."""
-        server = S3Server()
-        server.stop()
-        plugin = Plugin(settings_of(server))
-        async with plugin.itdesk_lifespan():
-            assert not (await plugin.itdesk_health()).ok
-        with pytest.raises(Unavailable):
-            await plugin.itdesk_storage().stat("a/b")
+        with S3Server() as server:
+            server.stop()
+            plugin = Plugin(settings_of(server))
+            async with plugin.itdesk_lifespan():
+                assert not (await plugin.itdesk_health()).ok
+            with pytest.raises(Unavailable):
+                await plugin.itdesk_storage().stat("a/b")
 
     @pytest.mark.parametrize(
         ("wrong", "advice"),
@@ -405,7 +432,7 @@ class TestFailures:
                 wanted = error if isinstance(error, str) else error.__name__
                 assert type(caught.value).__name__ == wanted
                 if status == 403:
-                    with pytest.raises(Unavailable, match="right to list"):
+                    with pytest.raises(Unavailable, match="may not list"):
                         await storage.check()
 
     async def test_a_download_that_breaks_off_is_not_whole(self, s3_server: S3Server) -> None:
