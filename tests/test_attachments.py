@@ -281,6 +281,34 @@ async def test_a_hostile_name_is_only_ever_text(live: Live, alice: Person, name:
     )
 
 
+async def test_three_hostile_hundreds_never_leave_their_place(live: Live, alice: Person) -> None:
+    """S-20: every way of saying `../`, device, quote and line end, before and after a name."""
+    around = ["../", "..\\", "/", "%2e%2e/", "．．/", "....//", "C:", "\\\\host\\", "~", "\u202e",
+              "\u200b.", "\r\nX: y", '"', "';", "a;b=", "\u2028"]  # fmt: skip
+    stems = ["etc/passwd", "con", "nul.txt", "a.txt", ".htaccess", "-rf", "$(id)", "a" * 240,
+             "ключ", "x.txt."]  # fmt: skip
+    names = [f"{before}{stem}{after}.txt" for before in around for stem in stems
+             for after in ("", " ", "\t")][:330]  # fmt: skip
+    assert len(set(names)) >= 300
+    ticket = await alice.ticket()
+    few = asyncio.Semaphore(8)
+
+    async def reserve(name: str) -> None:
+        asked = {"original_filename": name, "mime": "text/plain", "size": 1}
+        async with few:
+            answer = await alice.post(f"/tickets/{ticket['key']}/attachments/presign", asked)
+        if answer.status == 422:
+            return
+        link = answer.expect(201)
+        assert link["object_key"] == f"tickets/{ticket['id']}/{link['attachment_id']}"
+        file = (await alice.get(f"/attachments/{link['attachment_id']}")).expect(200)
+        assert not set("/\\\r\n\0\u202e\u200b\u2028") & set(file["original_filename"])
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(reserve(name))
+
+
 @pytest.mark.parametrize(
     ("name", "mime", "data"),
     [
