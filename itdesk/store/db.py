@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,6 +174,12 @@ class Database:
         if jobs:
             for wake in self.job_listeners:
                 wake()
+
+    async def warm(self, count: int) -> None:
+        """Open so many connections, so that the first requests need not wait for theirs."""
+        async with AsyncExitStack() as stack:
+            for _ in range(min(count, self.limits.connections)):
+                await stack.enter_async_context(self._lent())
 
     async def ping(self) -> None:
         """Return when the database answers; raise Unavailable when it does not."""

@@ -43,6 +43,12 @@ async def _all_lent(db: Database) -> AsyncIterator[asyncio.Event]:
         release.set()
 
 
+async def test_connections_are_there_before_they_are_needed(db: Database) -> None:
+    """`warm` opens as many as asked for, never more than there may be, and lends none out."""
+    await db.warm(5)
+    assert (db.in_use, len(db._idle)) == (0, 2)
+
+
 async def test_waiters_are_served_in_their_order(database_url: str) -> None:
     """The oldest waiter gets the next connection: nobody starves."""
     db = Database(database_url, Limits(1, 2.0, 5.0, 2.0))
