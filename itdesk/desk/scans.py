@@ -209,8 +209,7 @@ class Scans:
             if held.overdue:
                 return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
             return Outcome(None, attempt=False)
-        with tempfile.NamedTemporaryFile(dir=self._spool, prefix="scan-") as spooled:
-            path = Path(spooled.name)
+        async with self._spooled() as path:
             try:
                 size, sha256 = await self._download(held, path)
             except NotFound:
@@ -228,6 +227,16 @@ class Scans:
             if outcome.status is not ScanStatus.CLEAN:
                 return outcome
             return await self._keep(held, path, size, sha256, outcome)
+
+    @asynccontextmanager
+    async def _spooled(self) -> AsyncIterator[Path]:
+        """Lend a private file; deleting a large one takes long, so the loop does not do it."""
+        file, name = await asyncio.to_thread(tempfile.mkstemp, dir=self._spool, prefix="scan-")
+        os.close(file)
+        try:
+            yield Path(name)
+        finally:
+            await asyncio.to_thread(os.unlink, name)
 
     async def _has_arrived(self, held: Claim) -> bool:
         """Return whether a client uploaded a reserved file by itself; journal it if so."""
