@@ -258,12 +258,16 @@ class Scans:
             digest.update(chunk)
             target.write(chunk)
 
-        with path.open("wb", buffering=0) as target:
+        # Neither truncated nor closed on the loop: on ext4 either lets close write the file out.
+        target = await asyncio.to_thread(path.open, "r+b", buffering=0)
+        try:
             async for chunk in self._storage.read(quarantine_key(held.object_key)):
                 size += len(chunk)
                 if size > held.size:
                     raise TooLarge("The stored file is larger than it was declared.")
                 await asyncio.to_thread(take, chunk)
+        finally:
+            await asyncio.to_thread(target.close)
         return size, digest.hexdigest()
 
     async def _judge(self, held: Claim, path: Path, size: int) -> Outcome:
