@@ -76,12 +76,14 @@ class Tickets:
         if new.assignee_ids:
             _require_agent(caller, "assignee_ids")
         project = new.project or self._default_project
+        project_id, key = await self._take_number(project)
         async with self._db.transaction() as tx:
             await _require_assignable(tx, new.assignee_ids)
             ticket = await tickets.create(
                 tx.conn,
                 id=new_id(),
-                project=project,
+                project_id=project_id,
+                key=key,
                 title=new.title,
                 description=new.description,
                 priority=new.priority,
@@ -160,6 +162,7 @@ class Tickets:
             files = await attachments.keys_of_ticket(tx.conn, ticket.id)
             await tickets.delete(tx.conn, ticket.id)
             await events.erase_ticket(tx.conn, ticket.id)
+            tx.forget(ticket.id)
             tx.record(
                 Event.by(
                     caller,
@@ -257,14 +260,19 @@ class Tickets:
             await _require_assignable(tx, added)
             await tickets.assign(tx.conn, before.id, people)
         if "project" in columns:
-            project = columns.pop("project")
-            taken = await tickets.take_number(tx.conn, project)
-            if taken is None:
-                raise _no_project(project)
+            taken = await self._take_number(columns.pop("project"))
             columns["project_id"], columns["key"] = taken
         return await tickets.update(
             tx.conn, before.id, columns, first_action=_is_action(caller, before)
         )
+
+    async def _take_number(self, project: str) -> tuple[UUID, str]:
+        """Take a number for good: one that is not used then is never used."""
+        async with self._db.unsynced() as conn:
+            taken = await tickets.take_number(conn, project)
+        if taken is None:
+            raise _no_project(project)
+        return taken
 
     async def _audit(self, caller: Caller, before: Ticket | None, after: Ticket) -> None:
         problems = await self._auditor.validate_ticket(caller, before, after)

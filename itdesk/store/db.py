@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -59,6 +59,10 @@ class Transaction:
         """Write these into the journal when the transaction commits, in this order."""
         self.events.extend(events)
 
+    def forget(self, ticket_id: UUID) -> None:
+        """Write nothing of what was recorded about a ticket: its history ends with it."""
+        self.events[:] = [event for event in self.events if event.ticket_id != ticket_id]
+
     def enqueue(
         self,
         type: str,
@@ -101,10 +105,14 @@ class Database:
         self._open = 0
         self._closed = False
         self._complained_at: float | None = None
+        self._unsynced: Database | None = None
+        self._settings: Mapping[str, str] = {}
 
     async def close(self) -> None:
         """Close every idle connection; those in use are closed as they come back."""
         self._closed = True
+        if self._unsynced is not None:
+            await self._unsynced.close()
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -174,6 +182,20 @@ class Database:
         if jobs:
             for wake in self.job_listeners:
                 wake()
+
+    @asynccontextmanager
+    async def unsynced(self) -> AsyncIterator[Any]:
+        """Lend the one connection whose statements, each a transaction, wait for no disk.
+
+        What it writes may be lost with the server, but not if a later change survived: the log of
+        PostgreSQL is written in order. It is for short locks that everybody waits for, as on the
+        next number of a project: held until a disk has written, they would make it the pace.
+        """
+        if self._unsynced is None:
+            self._unsynced = Database(self.url, replace(self.limits, connections=1))
+            self._unsynced._settings = {"synchronous_commit": "off"}
+        async with self._unsynced._lent() as conn:
+            yield conn
 
     async def warm(self, count: int) -> None:
         """Open so many connections, so that the first requests need not wait for theirs."""
@@ -245,6 +267,7 @@ class Database:
                     "application_name": "itdesk",
                     "jit": "off",
                     "idle_in_transaction_session_timeout": "60000",
+                    **self._settings,
                 },
             )
             try:

@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from itdesk.model import Category, Priority, Status
+from itdesk.store import tickets
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
-from itdesk.store.tickets import OWN
 
 TicketRow = Mapping[str, Any]
 
@@ -86,9 +86,9 @@ class _Where:
 def _where(wanted: Filter, scope: UUID | None) -> _Where:
     where = _Where()
     if scope is not None:
-        where.add(OWN.format(n="{0}"), scope)
+        where.add(tickets.OWN.format(n="{0}"), scope)
     if wanted.own is not None:
-        where.add(OWN.format(n="{0}"), wanted.own)
+        where.add(tickets.OWN.format(n="{0}"), wanted.own)
     if wanted.status:
         where.add("t.status = ANY ({0}::text[])", list(wanted.status))
     if wanted.priority:

@@ -132,7 +132,8 @@ async def create(
     conn: Any,
     *,
     id: UUID,
-    project: str,
+    project_id: UUID,
+    key: str,
     title: str,
     description: str,
     priority: Priority,
@@ -143,16 +144,14 @@ async def create(
     reporter_name: str,
     assignee_ids: Sequence[UUID],
 ) -> Ticket | None:
-    """Take the project's next number and open a ticket under it; None if there is no project."""
+    """Open a ticket under a key that was taken for it; None if the project is gone."""
     query = """
         WITH p AS (
-            UPDATE projects SET next_number = next_number + 1
-            WHERE key = $2 AND source = 'local'
-            RETURNING id, key, next_number - 1 AS n
+            SELECT id, key FROM projects WHERE id = $2 FOR KEY SHARE
         ), t AS (
             INSERT INTO tickets (id, key, project_id, title, description, priority, category,
                                  department, tags, reporter_id, reporter_name)
-            SELECT $1, p.key || '-' || p.n, p.id, $3, $4, $5, $6, $7, $8, $9, $10 FROM p
+            SELECT $1, $12, p.id, $3, $4, $5, $6, $7, $8, $9, $10 FROM p
             RETURNING *
         ), a AS (
             INSERT INTO ticket_assignees (ticket_id, user_id, position)
@@ -164,7 +163,7 @@ async def create(
     row = await conn.fetchrow(
         query,
         id,
-        project,
+        project_id,
         title,
         description,
         priority,
@@ -174,12 +173,16 @@ async def create(
         reporter_id,
         reporter_name,
         list(assignee_ids),
+        key,
     )
     return _ticket(row) if row is not None else None
 
 
 async def take_number(conn: Any, project: str) -> tuple[UUID, str] | None:
-    """Take the next key of a local project: its id and the key, or None if there is none."""
+    """Take the next key of a local project: its id and the key, or None if there is none.
+
+    The project is locked until the end of the transaction: see `Database.unsynced`.
+    """
     query = """
         UPDATE projects SET next_number = next_number + 1 WHERE key = $1 AND source = 'local'
         RETURNING id, key || '-' || (next_number - 1) AS key
