@@ -45,7 +45,7 @@ def settings_of(server: S3Server, **options: Any) -> S3Settings:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(s3_server: S3Server) -> AsyncIterator[S3]:
     # Tried again as in earnest: rclone answers 500 when a folder is emptied while a file comes.
-    settings = settings_of(s3_server, read_seconds=30, attempts=6)
+    settings = settings_of(s3_server, read_seconds=30, request_seconds=30, attempts=6)
     async with S3(settings).opened() as opened:
         yield opened
 
@@ -186,13 +186,13 @@ class TestAddresses:
         settings = settings_of(s3_server, public_base_url=base, sign_host="endpoint")
         async with S3(settings).opened() as storage:
             signed: list[str] = []
-            original = storage._signer.generate_presigned_url
+            original = storage.client._signer.generate_presigned_url
 
             def listen(*arguments: Any) -> str:
                 signed.append(original(*arguments))
                 return signed[-1]
 
-            monkeypatch.setattr(storage._signer, "generate_presigned_url", listen)
+            monkeypatch.setattr(storage.client._signer, "generate_presigned_url", listen)
             for name in NAMES:
                 asked = download_of(storage, "a/b", name)
                 rest = signed[-1].removeprefix(s3_server.endpoint)
@@ -313,13 +313,13 @@ class TestFailures:
     ) -> None:
         """The multipart upload itself is gone as well, whatever ended it."""
         calls: list[str] = []
-        original = storage.call
+        original = storage.client.call
 
         async def listen(operation: str, **parameters: Any) -> Any:
             calls.append(operation)
             return await original(operation, **parameters)
 
-        monkeypatch.setattr(storage, "call", listen)
+        monkeypatch.setattr(storage.client, "call", listen)
 
         async def broken() -> AsyncIterator[bytes]:
             yield bytes(PART + 1)
