@@ -27,6 +27,7 @@ from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
+from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
@@ -171,6 +172,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
             download_seconds=settings.storage.download_expires_seconds,
         ),
     )
+    desk.inventory = Inventory(desk.db, storage, settings, desk.metrics)
     desk.scans = Scans(
         desk.db,
         storage,
@@ -186,7 +188,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
-    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

@@ -183,7 +183,12 @@ class S3:
         more: dict[str, Any] = {}
         removed = 0
         while True:
-            found = await self.client.call("list_multipart_uploads", MaxUploads=PAGE, **more)
+            try:
+                found = await self.client.call("list_multipart_uploads", MaxUploads=PAGE, **more)
+            except DeskError as exc:
+                if code_of(exc.__cause__) == "NoSuchUpload":  # so some servers say that of none
+                    return removed
+                raise
             now = _date(found)
             for each in found.get("Uploads", ()):
                 age = (now - each["Initiated"]).total_seconds()
