@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -20,7 +21,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from aiohttp import ClientError as HttpError
-from aiohttp import ClientSession
+from aiohttp import ClientSession, TCPConnector
 from yarl import URL
 
 from itdesk.errors import BadRequest, DeskError, NotFound, StorageFull, TooLarge, Unavailable
@@ -252,7 +253,10 @@ class S3:
         get = self.presign_get(key, filename="probe", mime=UNKNOWN_TYPE, expires_in=60)
         assert put is not None and get is not None
         try:
-            async with asyncio.timeout(TRIAL_SECONDS), ClientSession() as http:
+            async with (
+                asyncio.timeout(TRIAL_SECONDS),
+                ClientSession(connector=_trusting(self.settings)) as http,
+            ):
                 status, _ = await _send(http, put, probe)
                 if status < 300:
                     try:
@@ -308,6 +312,16 @@ def _disposition(name: str) -> str:
     """Return the Content-Disposition that saves a file under its name (RFC 6266, RFC 8187)."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in " ._-()") else "_" for c in name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _trusting(settings: S3Settings) -> TCPConnector:
+    """Return connections to the public address, which may have the endpoint's authority."""
+    if not settings.verify:
+        return TCPConnector(ssl=False)
+    context = ssl.create_default_context()
+    if settings.ca:
+        context.load_verify_locations(settings.ca)
+    return TCPConnector(ssl=context)
 
 
 async def _send(
