@@ -21,8 +21,6 @@ log = get_logger("attachments")
 
 # Files up to this size are known to be whole before their first byte is sent.
 SMALL = 1 << 20
-# Hashing less than this is quicker than asking a thread to.
-_BRIEF = 1 << 16
 
 
 class Changed(Conflict):
@@ -62,26 +60,30 @@ async def scanned_bytes(
 
 
 async def _verified(chunks: AsyncIterator[bytes], file: Attachment) -> AsyncIterator[bytes]:
-    digest, size, held = hashlib.sha256(), 0, bytearray()
+    loop, digest, size = asyncio.get_running_loop(), hashlib.sha256(), 0
+    held: list[bytes] = []
     try:
         async with aclosing(cast(Any, chunks)):
             async for chunk in chunks:
                 size += len(chunk)
                 if size > file.size:
                     raise Changed.because("changed")
-                if len(chunk) > _BRIEF:
-                    await asyncio.to_thread(digest.update, chunk)
-                else:
-                    digest.update(chunk)
-                if held and file.size > SMALL:
-                    yield bytes(held)
-                    held.clear()
-                held += chunk
+                # Beside the sending of what came before: the digest is of use only at the end.
+                hashing = loop.run_in_executor(None, digest.update, chunk)
+                try:
+                    if file.size > SMALL:
+                        for ready in held:
+                            yield ready
+                        held.clear()
+                finally:
+                    await hashing
+                held.append(chunk)
     except NotFound as exc:
         raise Changed.because("missing") from exc
     if size != file.size or digest.hexdigest() != file.sha256:
         raise Changed.because("changed")
-    yield bytes(held)
+    for ready in held:
+        yield ready
 
 
 async def _watched(
