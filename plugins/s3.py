@@ -39,6 +39,7 @@ PAGE: Final = 1000
 AREAS: Final = ("quarantine/", "clean/", "check/")
 HEALTH_SECONDS: Final = 0.9
 TRIAL_SECONDS: Final = 3.0
+AGAIN_SECONDS: Final = 0.5
 UNKNOWN_TYPE: Final = "application/octet-stream"
 
 _PART = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
@@ -98,6 +99,7 @@ class S3:
         self.settings = settings
         self.client = Client(settings)
         self._public_problem = ""
+        self._tried = False
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["S3"]:
@@ -235,8 +237,11 @@ class S3:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 await self.client.call("head_bucket")
-                if self._public_problem:
-                    await self.try_public()
+                if self._public_problem or not self._tried:
+                    self._tried = True  # once more, now that the server itself answers
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(AGAIN_SECONDS):
+                            await self.try_public()
         except TimeoutError:
             return Health(False, self._public_problem or f"{self.settings.endpoint}: no answer")
         except DeskError as exc:
@@ -271,6 +276,7 @@ class S3:
             return
         if status in (500, 502, 503, 504):
             return
+        self._tried = True
         self._public_problem = "" if 0 < status < 300 else self._public_advice(status)
 
     def _public_advice(self, status: int) -> str:

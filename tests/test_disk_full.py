@@ -66,7 +66,7 @@ def _objects(uploads: Path) -> list[str]:
     return sorted(str(path.relative_to(uploads)) for path in found)
 
 
-@pytest.mark.parametrize("reserve", [0, 2 * MIB])
+@pytest.mark.parametrize("reserve", [0, pytest.param(2 * MIB, marks=pytest.mark.slow)])
 async def test_a_full_disk_is_507_and_recovers_by_itself(
     pg_server: Server, clamd: Clamd, small_disk: Path, reserve: int
 ) -> None:

@@ -153,6 +153,19 @@ async def test_when_all_objects_are_gone_every_file_is_named(stock: Stock) -> No
     assert sorted((await stock.look())[1]) == sorted(file.id for file in files)
 
 
+async def test_what_is_stored_while_we_look_is_not_missing(stock: Stock) -> None:
+    """The listing is older than the row: only the storage itself says that an object is gone."""
+    gone, _ = await stock.file(), await stock.file()
+    await stock.storage.delete(await stock.clean_key(gone))
+    report = Report()
+    looking = stock.bench.desk.inventory.look(report)
+    first = await anext(looking)
+    assert isinstance(first, Missing) and first.attachment_id == gone.id
+    await stock.file()
+    assert [each async for each in looking] == []
+    assert report.missing == 1
+
+
 async def test_files_of_another_storage_are_counted_and_not_missing(stock: Stock) -> None:
     file = await stock.file()
     await stock.bench.sql("UPDATE attachments SET storage = 'elsewhere' WHERE id = $1", file.id)

@@ -89,6 +89,22 @@ async def test_a_proxy_that_keeps_the_wrong_host_is_found_out(
         assert not health.ok and f"{base} refuses signed requests (403)" in health.reason
 
 
+async def test_a_wrong_proxy_is_found_out_after_a_start_without_the_server() -> None:
+    """The trial at the start could say nothing; the first health check of a server that is there
+    does it again."""
+    with S3Server() as late:
+        late.stop()
+        with Nginx(late.endpoint) as proxy:
+            base = proxy.base("http", "public")
+            settings = settings_of(late, public_base_url=base, sign_host="endpoint")
+            async with S3(settings).opened() as storage:
+                await storage.try_public()
+                assert not (await storage.health()).ok
+                late.start()
+                health = await storage.health()
+                assert not health.ok and "refuses signed requests" in health.reason
+
+
 async def test_a_file_goes_through_the_proxy_and_the_scanner(
     pg_server: Server, clamd: Clamd, s3_server: S3Server, nginx: Nginx
 ) -> None:
@@ -121,5 +137,11 @@ async def test_a_file_goes_through_the_proxy_and_the_scanner(
         status, headers, body = await send(nginx, Presigned(got["download_url"], "GET", {}))
         assert (status, body) == (200, content)
         assert headers["Content-Disposition"].endswith(f"UTF-8''{quote(name, safe='')}")
+        kept = [each for each in s3_server.objects() if link["attachment_id"] in each]
+        assert len(kept) == 1 and kept[0].startswith("clean/")
+        direct = (await alice.upload(key, b"sent through the desk")).expect(201)
+        assert (await alice.scanned(direct["id"]))["scanned_status"] == "CLEAN"
+        metrics = (await live.nobody.call("GET", "/metrics")).raw.decode()
+        assert 'itdesk_s3_seconds_count{operation="put_object",outcome="ok"}' in metrics
         ready = (await live.nobody.call("GET", "/readyz")).expect(200)
         assert ready["status"] == "ok", ready
