@@ -29,7 +29,8 @@ def small_disk() -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="itdesk-disk-", dir="/tmp"))
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0755", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE},nr_inodes=200,mode=0755", "tmpfs",
+         str(folder)],
         capture_output=True, check=False,
     )  # fmt: skip
     try:
@@ -48,6 +49,17 @@ def _fill(folder: Path, leave: int) -> Path:
             ballast.write(bytes(min(MIB, free - leave)))
             ballast.flush()
     return path
+
+
+def _use_up_inodes(folder: Path) -> int:
+    """Make empty files until no more can be made; return how many."""
+    folder.mkdir()
+    for number in range(10_000):
+        try:
+            (folder / str(number)).touch()
+        except OSError:
+            return number
+    raise AssertionError("there is no end of inodes")
 
 
 def _free(folder: Path) -> int:
@@ -106,8 +118,14 @@ async def test_a_full_disk_is_507_and_recovers_by_itself(
         (await alice.get("/tickets")).expect(200)
         (await live.nobody.call("GET", "/healthz")).expect(200)
 
-        # Room for the upload, not for its clean copy as well: the file waits.
         await asyncio.to_thread(ballast.unlink)
+        if os.path.ismount(small_disk):  # bytes enough, and no more files: ENOSPC out of the blue
+            names = await asyncio.to_thread(_use_up_inodes, small_disk / "many")
+            (await _upload(alice, ticket, b"b" * 1000)).refused(507, "E_STORAGE_FULL")
+            assert names > 100 and _objects(uploads) == before
+            await asyncio.to_thread(shutil.rmtree, small_disk / "many")
+
+        # Room for the upload, not for its clean copy as well: the file waits.
         await asyncio.to_thread(_fill, small_disk, reserve + 3 * MIB)
         waits = (await _upload(alice, ticket, b"w" * 2 * MIB)).expect(201)
         async with asyncio.timeout(30):

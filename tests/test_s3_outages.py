@@ -17,6 +17,7 @@ from itdesk_plugins.s3 import S3, S3Settings
 from itdesk_plugins.s3_upload import ABORT_SECONDS
 from tests.plugins.conformance import chunked, content_of, put
 from tests.support.daemon import Answer, Live, Person, started
+from tests.support.desk import bench_on
 from tests.support.hostile_s3 import FAULTS, HostileS3, hostile_s3, silent_port
 from tests.support.postgres import Server
 from tests.support.s3 import S3Server, s3_server
@@ -254,3 +255,17 @@ async def test_a_whole_of_another_size_than_its_parts_is_none(
             with pytest.raises(Unavailable):
                 await storage.write("clean/lie", chunked(bytes(9 * MIB)), limit=9 * MIB)
             assert await storage.stat("clean/lie") is None
+
+
+async def test_deleting_many_files_does_not_wait_for_a_storage_that_is_out(
+    database_url: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-13: their rows are gone; what cannot be deleted in time is left for storage verify."""
+    monkeypatch.setattr("itdesk.desk.attachments.FORGET_SECONDS", 0.3)
+    async with hostile_s3("127.0.0.1", s3_server.port) as wire:
+        env = {**s3_server.env, "S3_ENDPOINT": wire.endpoint}
+        async with bench_on(database_url, **env) as bench:
+            wire.fault = "stall"
+            async with asyncio.timeout(7):  # one request alone is given 8
+                await bench.desk.attachments.forget([(f"a/{n}", f"clean/{n}") for n in range(50)])
+            assert wire.met["stall"] > 0
