@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -27,6 +27,7 @@ from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
+from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
@@ -151,7 +152,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
 async def _open_files(desk: Desk, keys: Keys) -> None:
     """Give the desk its storage and its virus scanners, which plugins provide."""
     settings = desk.settings
-    storage = _chosen_storage(settings, await desk.plugins.storages(desk))
+    storage = await _chosen_storage(desk)
     engines = await desk.plugins.scan_engines(desk)
     spool = settings.state_dir / "spool"
     try:
@@ -171,6 +172,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
             download_seconds=settings.storage.download_expires_seconds,
         ),
     )
+    desk.inventory = Inventory(desk.db, storage, settings, desk.metrics)
     desk.scans = Scans(
         desk.db,
         storage,
@@ -186,7 +188,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
-    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():
@@ -195,12 +197,14 @@ async def _open_work(desk: Desk) -> None:
     desk.db.jobs_of = desk.jobs.of_events
 
 
-def _chosen_storage(settings: Settings, storages: Mapping[str, Storage]) -> Storage:
-    wanted = {"local": "filesystem", "s3": "s3"}[settings.storage.backend or "local"]
+async def _chosen_storage(desk: Desk) -> Storage:
+    wanted = {"local": "filesystem", "s3": "s3"}[desk.settings.storage.backend or "local"]
+    storages = await desk.plugins.storages(desk)
     if wanted not in storages:
+        health = (await desk.plugins.health()).get(wanted)
+        why = f": {health.reason}" if health and health.reason else ""
         raise ConfigError(
-            f"storage.backend: needs the plugin {wanted}, which is not there or did not start;"
-            " the log says why"
+            f"storage.backend: needs the plugin {wanted}, which is not there or did not start{why}"
         )
     return storages[wanted]
 

@@ -51,6 +51,15 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing: its size in bytes, and its age in seconds by the storage's clock."""
+
+    key: str
+    size: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
 class Presigned:
     """A request that a client may make by itself until it expires."""
 
@@ -83,6 +92,15 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Forget an object; a missing one is no error."""
+
+    def list(self, prefix: str) -> AsyncIterator[Sequence[Listed]]:
+        """Yield what lies below a prefix, which ends in `/`: pages of at most 1,000 objects.
+
+        In the order of keys as bytes. What comes or goes meanwhile may be among them or not.
+        """
+
+    async def sweep(self, *, older_than: float) -> int:
+        """Remove what writes that never ended left so many seconds ago; return how many."""
 
     def presign_put(self, key: str, *, size: int, mime: str, expires_in: int) -> Presigned | None:
         """Return an upload request signed by the storage, or None: the desk then takes it."""

@@ -9,42 +9,39 @@ of its own, a mebibyte at a time: written and hashed in one step.
 
 import asyncio
 import errno
-import hashlib
 import logging
 import os
-import re
 import stat
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
-from itdesk.errors import BadRequest, DeskError, NotFound, StorageFull, TooLarge, Unavailable
-from itdesk.hookspecs import Health, Presigned, Storage, Stored, hookimpl
+from itdesk.errors import BadRequest, DeskError, StorageFull, TooLarge, Unavailable
+from itdesk.hookspecs import Health, Listed, Presigned, Storage, Stored, hookimpl
+from itdesk_plugins.filesystem_files import (
+    ABSENT,
+    BATCH,
+    FOLDER,
+    INCOMING,
+    NEW,
+    Download,
+    Upload,
+    free_of,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
 
-BATCH = 1 << 20
-INCOMING = "incoming~"
-LONGEST_KEY = 1024
-LONGEST_PART = 255
+PAGE = 1000
 
-_PART = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# NONBLOCK, since opening a named pipe would otherwise wait for its other end.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# A folder that a delete removes while a write is on its way into it is made again.
-_RACES = 20
 
 T = TypeVar("T")
 log = logging.getLogger("plugin.filesystem")
@@ -78,7 +75,7 @@ class Plugin:
     @asynccontextmanager
     async def itdesk_lifespan(self, desk: "Desk") -> AsyncIterator[None]:
         storage = self._of(desk)
-        await storage.sweep()
+        await storage.begin()
         try:
             yield
         finally:
@@ -110,7 +107,7 @@ class Filesystem:
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], *, limit: int) -> Stored:
         """Store an object under a key, replacing an older one; TooLarge past `limit` bytes."""
-        upload = _Upload(self, _parts(key))
+        upload = Upload(self, parts_of(key))
         batch = bytearray()
         total = 0
         try:
@@ -130,7 +127,7 @@ class Filesystem:
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
         """Yield an object's bytes in chunks of at most 1 MiB; NotFound when there is none."""
-        download = _Download(self, _parts(key))
+        download = Download(self, parts_of(key))
         try:
             await self._run(download.open)
             while chunk := await self._run(download.next):
@@ -140,11 +137,11 @@ class Filesystem:
 
     async def stat(self, key: str) -> Stored | None:
         """Return what is stored under a key, or None."""
-        return await self._run(self._stat, _parts(key))
+        return await self._run(self._stat, parts_of(key))
 
     async def delete(self, key: str) -> None:
         """Forget an object; a missing one is no error."""
-        await self._run(self._delete, _parts(key))
+        await self._run(self._delete, parts_of(key))
 
     def presign_put(self, key: str, *, size: int, mime: str, expires_in: int) -> Presigned | None:
         """Return None: files are taken by the desk."""
@@ -181,14 +178,26 @@ class Filesystem:
             return Health(False, f"{self.root}: {self._shortage()}")
         return Health(True)
 
-    async def sweep(self) -> None:
+    async def begin(self) -> None:
         """Remove what crashes left half written; a failure is logged, `check` will tell it."""
         try:
             await self._run(self._prepare)
-            await self._run(self._sweep)
+            await self.sweep(older_than=self.settings.leftover_seconds)
         except DeskError as exc:
             fields = {"path": str(self.root), "problem": exc.message}
             log.warning("leftovers not removed", extra=fields)
+
+    async def sweep(self, *, older_than: float) -> int:
+        """Remove what writes that never ended left so many seconds ago; return how many."""
+        return await self._run(self._sweep, older_than)
+
+    async def list(self, prefix: str) -> AsyncIterator[Sequence[Listed]]:
+        """Yield what lies below a prefix, in pages and in the order of keys."""
+        if not prefix.endswith("/"):
+            raise BadRequest("This is no folder of files.", code="E_STORAGE_KEY")
+        found = self._walk(parts_of(prefix[:-1]), await self._run(self._now))
+        while page := await self._run(_take, found, PAGE):
+            yield page
 
     # What follows runs in the threads.
 
@@ -203,7 +212,7 @@ class Filesystem:
             for part in parts:
                 if create:
                     self._make(part, here)
-                below = os.open(part, _FOLDER, dir_fd=here)
+                below = os.open(part, FOLDER, dir_fd=here)
                 os.close(here)
                 here = below
             yield here
@@ -222,7 +231,8 @@ class Filesystem:
 
     def free(self) -> int | None:
         """Return the bytes that may be used, or None where the file system does not say."""
-        return _free(os.statvfs(self.root))
+        free: int | None = free_of(os.statvfs(self.root))
+        return free
 
     def _shortage(self) -> str:
         least = self.settings.min_free_bytes
@@ -232,22 +242,48 @@ class Filesystem:
         with suppress(FileExistsError):
             os.mkdir(self.root, 0o700)
 
-    def _sweep(self) -> None:
+    def _sweep(self, older_than: float) -> int:
+        removed = 0
         with self.folder([INCOMING], create=True) as folder:
             now = _time_of(folder)
             for name in os.listdir(folder):
                 with suppress(OSError):
                     age = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-                    if age > self.settings.leftover_seconds:
+                    if age > older_than:
                         os.unlink(name, dir_fd=folder)
+                        removed += 1
                         log.info("leftover removed", extra={"file": name, "age": age})
+        return removed
+
+    def _now(self) -> float:
+        with self.folder([INCOMING], create=True) as folder:
+            return _time_of(folder)
+
+    def _walk(self, parts: Sequence[str], now: float) -> Iterator[Listed]:
+        """Yield the files below a folder in the order of their keys; what vanishes is left out."""
+        try:
+            with self.folder(parts) as folder:
+                found = {
+                    name + "/" * stat.S_ISDIR(status.st_mode): status
+                    for name, status in _statuses(folder)
+                }
+        except OSError as exc:
+            if exc.errno in ABSENT:
+                return
+            raise
+        for name in sorted(found):
+            status = found.pop(name)
+            if stat.S_ISREG(status.st_mode):
+                yield Listed("/".join([*parts, name]), status.st_size, now - status.st_mtime)
+            elif stat.S_ISDIR(status.st_mode):
+                yield from self._walk([*parts, name[:-1]], now)
 
     def _stat(self, parts: Sequence[str]) -> Stored | None:
         try:
             with self.folder(parts[:-1]) as folder:
                 status = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
         except OSError as exc:
-            if exc.errno in _ABSENT:
+            if exc.errno in ABSENT:
                 return None
             raise
         return Stored(status.st_size) if stat.S_ISREG(status.st_mode) else None
@@ -258,7 +294,7 @@ class Filesystem:
                 os.unlink(parts[-1], dir_fd=folder)
                 self.sync(folder)
         except OSError as exc:
-            if exc.errno in _ABSENT | {errno.EISDIR}:
+            if exc.errno in ABSENT | {errno.EISDIR}:
                 return
             raise
         with suppress(OSError):  # a folder that is not empty ends it
@@ -285,128 +321,6 @@ class Filesystem:
             await asyncio.shield(done)
 
 
-class _Upload:
-    """One object on its way: a file in `incoming~` until it is whole.
-
-    A cancelled step goes on in its thread, so each holds the lock while it uses the descriptor.
-    """
-
-    def __init__(self, storage: Filesystem, parts: Sequence[str]) -> None:
-        self.given_up = False
-        self._storage = storage
-        self._parts = parts
-        self._name = uuid4().hex
-        self._lock = threading.Lock()
-        self._file: int | None = None
-        self._size = 0
-        self._hash = hashlib.sha256()
-
-    def append(self, batch: bytearray) -> None:
-        """Hash and write."""
-        with self._lock:
-            self._append(batch)
-
-    def _append(self, batch: bytearray) -> int:
-        if self._file is None:
-            with self._storage.folder([INCOMING], create=True) as folder:
-                self._file = os.open(self._name, _NEW, 0o600, dir_fd=folder)
-        free = _free(os.fstatvfs(self._file))
-        if free is not None and free - len(batch) < self._storage.settings.min_free_bytes:
-            raise StorageFull("The file storage is full.")
-        self._size += len(batch)
-        self._hash.update(batch)
-        with memoryview(batch) as rest:
-            written = 0
-            while written < len(rest):
-                written += os.write(self._file, rest[written:])
-        return self._file
-
-    def commit(self, batch: bytearray) -> Stored:
-        """Write the rest and make the whole visible, once the disk has it."""
-        with self._lock:
-            file = self._append(batch)
-            self._storage.sync(file)
-            self._file = None
-            os.close(file)
-            self._place()
-            return Stored(self._size, self._hash.hexdigest())
-
-    def _place(self) -> None:
-        storage, folders, name = self._storage, self._parts[:-1], self._parts[-1]
-        for tries_left in reversed(range(_RACES)):
-            try:
-                with (
-                    storage.folder([INCOMING]) as incoming,
-                    storage.folder(folders, create=True) as folder,
-                ):
-                    if not self.given_up:
-                        os.rename(self._name, name, src_dir_fd=incoming, dst_dir_fd=folder)
-                        storage.sync(folder)
-                return
-            except FileNotFoundError:
-                if not tries_left:
-                    raise
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        with self._lock, suppress(OSError, DeskError):
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
-            with self._storage.folder([INCOMING]) as incoming:
-                os.unlink(self._name, dir_fd=incoming)
-
-
-class _Download:
-    """One object being read; see _Upload for the lock."""
-
-    def __init__(self, storage: Filesystem, parts: Sequence[str]) -> None:
-        self._storage = storage
-        self._parts = parts
-        self._lock = threading.Lock()
-        self._file: int | None = None
-        self._closed = False
-
-    def open(self) -> None:
-        """Open a regular file, or raise NotFound."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                with self._storage.folder(self._parts[:-1]) as folder:
-                    self._file = os.open(self._parts[-1], _READ, dir_fd=folder)
-            except OSError as exc:
-                if exc.errno in _ABSENT:
-                    raise NotFound.of("file") from exc
-                raise
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise NotFound.of("file")
-
-    def next(self) -> bytes:
-        """Return the next bytes, or none at the end."""
-        with self._lock:
-            return os.read(self._file, BATCH) if self._file is not None else b""
-
-    def close(self) -> None:
-        """Close, whatever came before."""
-        with self._lock:
-            self._closed = True
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
-
-
-def _parts(key: str) -> list[str]:
-    """Return the folders and the name that a key spells; BadRequest for anything else."""
-    parts = key.split("/")
-    if len(key) > LONGEST_KEY or not all(
-        _PART.fullmatch(part) and part not in (".", "..") and len(part) <= LONGEST_PART
-        for part in parts
-    ):
-        raise BadRequest("This is no key of a file.", code="E_STORAGE_KEY")
-    return parts
-
-
 def _out(exc: OSError) -> DeskError:
     """Return what callers are told; the path and the reason are for the log."""
     log.error("file storage failed", extra={"problem": str(exc)})
@@ -430,19 +344,25 @@ def _advice(exc: BaseException | None) -> str:
     return f"it does not work ({exc}): mend it {elsewhere}"
 
 
-def _free(status: os.statvfs_result) -> int | None:
-    return status.f_bavail * status.f_frsize if status.f_blocks else None
-
-
 def _time_of(folder: int) -> float:
     """Return the time by the clock that stamps the files, which may be another machine's."""
     name = uuid4().hex
-    file = os.open(name, _NEW, 0o600, dir_fd=folder)
+    file = os.open(name, NEW, 0o600, dir_fd=folder)
     try:
         return os.fstat(file).st_mtime
     finally:
         os.close(file)
         os.unlink(name, dir_fd=folder)
+
+
+def _statuses(folder: int) -> Iterator[tuple[str, os.stat_result]]:
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            yield name, os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _take(found: Iterator[T], limit: int) -> list[T]:
+    return list(islice(found, limit))
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

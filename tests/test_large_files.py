@@ -101,7 +101,7 @@ async def test_four_large_files_at_once_cost_no_memory(pg_server: Server, size: 
         assert late <= 0.1
         print(f"\n{size} MiB x 4: +{(_memory(live) - before) / MIB:.0f} MiB, late turns {late:.3%}")
         assert list((live.daemon.state_dir / "spool").iterdir()) == []
-        left = [p for p in (live.daemon.state_dir / "uploads").rglob("*") if p.is_file()]
+        left = [p for p in (live.daemon.state_dir / "uploads/clean").rglob("*") if p.is_file()]
         assert len(left) == 5
 
 

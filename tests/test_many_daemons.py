@@ -163,7 +163,7 @@ async def test_a_scanner_frozen_past_its_lease_writes_nothing_when_it_wakes(
             told = "SELECT id FROM events WHERE type = 'attachment.scanned'"
             assert len(await _rows(second, told)) == 1
             assert (await agent.get(f"/attachments/{file}/content")).raw == b"harmless"
-            assert len([p for p in (tmp_path / "uploads").rglob("*") if p.is_file()]) == 1
+            assert len([p for p in (tmp_path / "uploads/clean").rglob("*") if p.is_file()]) == 1
 
 
 async def test_a_schedule_runs_once_however_many_daemons_there_are(

@@ -132,6 +132,7 @@ class Storage(Section):
     allowed_types: tuple[MediaType, ...] = ALLOWED_TYPES
     presign_expires_seconds: Annotated[int, Field(ge=1, le=604_800)] = 900
     download_expires_seconds: Annotated[int, Field(ge=1, le=604_800)] = 60
+    orphan_seconds: Seconds = 86_400
     local: LocalStorage = LocalStorage()
 
 
@@ -158,6 +159,7 @@ class Scheduler(Section):
     daily_stats_seconds: SecondsOrOff = 1800
     email_seconds: SecondsOrOff = 60
     token_cleanup_seconds: SecondsOrOff = 3600
+    storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
 
 

@@ -5,6 +5,7 @@ below `clean/`, under a key that no client ever had a URL for. How one becomes t
 business of `desk.scans`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from itdesk.desk.filenames import accepted_type, require_harmless_start, shown_name
+from itdesk.desk.serving import scanned_bytes
 from itdesk.desk.tokens import UrlSigner
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, NotFound, TooLarge
 from itdesk.hookspecs import Storage
@@ -24,9 +26,17 @@ from itdesk.store.paging import Page, Window
 log = get_logger("attachments")
 
 
+# Nobody waits longer for a storage that is out: what is left, the inventory finds.
+FORGET_SECONDS = 5.0
+FORGET_AT_ONCE = 8
+
+# Where the unscanned bytes of files are, and where those are that are served.
+QUARANTINE, CLEAN = "quarantine/", "clean/"
+
+
 def quarantine_key(object_key: str) -> str:
     """Return where the unscanned bytes of an attachment are stored."""
-    return f"quarantine/{object_key}"
+    return f"{QUARANTINE}{object_key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +277,7 @@ class Attachments:
         async with self._db.connection() as conn:
             found = await attachments.get(conn, attachment_id, scope=caller.scope)
             key = await _clean_key(conn, found)
-        return Content(found, self._storage.read(key))
+        return Content(found, await scanned_bytes(self._db, self._storage, found, key))
 
     async def open_link(self, link: str) -> Content:
         """Return the bytes of the clean file that a download link was made for."""
@@ -275,7 +285,7 @@ class Attachments:
         async with self._db.connection() as conn:
             found = await _linked(conn, file_id)
             key = await _clean_key(conn, found)
-        return Content(found, self._storage.read(key))
+        return Content(found, await scanned_bytes(self._db, self._storage, found, key))
 
     async def delete(self, caller: Caller, attachment_id: UUID) -> None:
         """Remove a file and its bytes; for its uploader, and for agents and above."""
@@ -293,14 +303,24 @@ class Attachments:
     async def forget(self, files: Sequence[tuple[str, str | None]]) -> None:
         """Delete the bytes of files without rows, named by object key and clean key.
 
-        What cannot be deleted now is a leftover, not a failure.
+        What cannot be deleted now is a leftover, not a failure: see desk.inventory.
         """
-        for object_key, clean in files:
-            for key in filter(None, (quarantine_key(object_key), clean)):
-                try:
+        few = asyncio.Semaphore(FORGET_AT_ONCE)
+
+        async def delete(key: str) -> None:
+            try:
+                async with few:
                     await self._storage.delete(key)
-                except DeskError as exc:
-                    log.warning("object left behind", key=key, problem=exc.message)
+            except DeskError as exc:
+                log.warning("object left behind", key=key, problem=exc.message)
+
+        try:
+            async with asyncio.timeout(FORGET_SECONDS), asyncio.TaskGroup() as group:
+                for object_key, clean in files:
+                    for key in filter(None, (quarantine_key(object_key), clean)):
+                        group.create_task(delete(key))
+        except TimeoutError:
+            log.warning("objects left behind", files=len(files), problem="no answer in time")
 
     async def check_storage(self) -> None:
         """Raise a DeskError that says what to mend when files cannot be stored and read back."""

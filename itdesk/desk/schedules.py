@@ -1,7 +1,6 @@
 """What happens periodically, once for all daemons: each due run is a job, queued with its row.
 
-What is due, only the database's clock decides. Objects in the storage that no row knows of are
-not cleaned up here: a storage cannot list what it holds.
+What is due, only the database's clock decides.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,9 +12,11 @@ from pydantic import BaseModel
 
 from itdesk.config import Settings
 from itdesk.desk.contract import reason
+from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Job, Jobs
 from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
+from itdesk.model import SYSTEM, Event
 from itdesk.runtime.log import get_logger
 from itdesk.store import cleanup, periodic
 from itdesk.store import jobs as jobs_store
@@ -25,6 +26,8 @@ ANSWER_HOURS = 48
 NEVER_UPLOADED_DAYS = 7
 # Rows deleted by one statement: it shall be over long before its deadline.
 BATCH = 2000
+
+TOLD_OF_STORAGE = ("objects", "orphans", "missing", "removed", "parts", "held_back")
 
 Step = Callable[[Any, int], Awaitable[int]]
 
@@ -98,7 +101,9 @@ class Schedules:
         )
 
 
-def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[Schedule, ...]:
+def own_schedules(
+    db: Database, stats: Statistics, inventory: Inventory, settings: Settings
+) -> tuple[Schedule, ...]:
     """Return what the desk itself does periodically."""
 
     async def count(job: Job) -> None:
@@ -107,10 +112,23 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
     async def clean(job: Job) -> None:
         await clean_up(db, days=settings.jobs.keep_days)
 
+    async def verify(job: Job) -> None:
+        report = await inventory.tidy()
+        async with job.transaction() as tx:
+            if report.removed or report.parts or report.missing or report.held_back:
+                told = {name: getattr(report, name) for name in TOLD_OF_STORAGE}
+                tx.record(Event.by(SYSTEM, "storage.verified", data=told))
+
     seconds = settings.scheduler
     return (
         Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
         Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
+        Schedule(
+            name="storage_verify",
+            seconds=seconds.storage_verify_seconds,
+            run=verify,
+            timeout_seconds=3600,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from itdesk.errors import BadRequest, NotFound, TooLarge
-from itdesk.hookspecs import Storage, Stored
+from itdesk.hookspecs import Listed, Storage, Stored
 
 MIB = 1 << 20
 
@@ -54,6 +54,16 @@ def new_key() -> str:
 async def put(storage: Storage, key: str, content: bytes) -> Stored:
     """Store a small object."""
     return await storage.write(key, chunked(content), limit=len(content))
+
+
+async def listed(storage: Storage, prefix: str) -> list[Listed]:
+    """Return everything below a prefix, having looked at how it was told."""
+    pages = [page async for page in storage.list(prefix)]
+    assert all(len(page) <= 1000 for page in pages)
+    found = [each for page in pages for each in page]
+    keys = [each.key for each in found]
+    assert keys == sorted(keys, key=str.encode) and len(set(keys)) == len(keys)
+    return found
 
 
 class StorageConformance:
@@ -213,6 +223,57 @@ class StorageConformance:
         assert await anext(reading)
         await reading.aclose()
         await storage.delete(key)
+
+    async def test_a_listing_tells_what_is_there_and_how_old(self, storage: Storage) -> None:
+        area = f"clean/{uuid4()}"
+        # In an order in which folders come between files of similar names.
+        keys = [f"{area}/{name}" for name in ("a-b", "a.1", "a/0", "a/b/c", "a0", "b.10", "b.9")]
+        for size, key in enumerate(reversed(keys)):
+            await put(storage, key, bytes(size))
+        await put(storage, f"{area}x/other", b"another folder")
+        found = await listed(storage, f"{area}/")
+        assert [each.key for each in found] == keys
+        assert [each.size for each in found] == list(reversed(range(len(keys))))
+        assert all(-2 < each.age < 600 for each in found)
+        await storage.delete(keys[0])
+        assert [each.key for each in await listed(storage, f"{area}/")] == keys[1:]
+        assert [each.key for each in await listed(storage, f"{area}/a/")] == keys[2:4]
+        assert await listed(storage, f"{area}/nothing/") == []
+
+    async def test_a_long_listing_comes_in_pages(self, storage: Storage) -> None:
+        area = f"clean/{uuid4()}"
+        keys = {f"{area}/{number % 7}/{number}" for number in range(1030)}
+        few = asyncio.Semaphore(16)
+
+        async def add(key: str) -> None:
+            async with few:
+                await put(storage, key, b"")
+
+        await asyncio.gather(*map(add, keys))
+        assert {each.key for each in await listed(storage, f"{area}/")} == keys
+
+    @pytest.mark.parametrize("prefix", ["", "/", "clean", "../", "clean//", "a b/", "clean/../"])
+    async def test_what_is_no_folder_is_not_listed(self, storage: Storage, prefix: str) -> None:
+        with pytest.raises(BadRequest) as caught:
+            await listed(storage, prefix)
+        assert caught.value.code == "E_STORAGE_KEY"
+
+    async def test_a_sweep_spares_what_is_whole_or_on_its_way(self, storage: Storage) -> None:
+        key, on = f"clean/{uuid4()}", asyncio.Event()
+        await put(storage, f"{key}.1", b"whole")
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield bytes(9 * MIB)
+            await on.wait()
+            yield b"the end"
+
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(storage.write(f"{key}.2", slowly(), limit=10 * MIB))
+            await storage.sweep(older_than=3600)
+            on.set()
+        assert writing.result().size == 9 * MIB + 7
+        assert [each.key for each in await listed(storage, "clean/") if each.key.startswith(key)]
+        assert await content_of(storage, f"{key}.1") == b"whole"
 
     @pytest.mark.parametrize("key", HOSTILE, ids=range(len(HOSTILE)))
     async def test_what_is_no_key_is_refused_by_every_method(

@@ -21,7 +21,8 @@ import pytest
 from itdesk.desk.plugins import Plugins
 from itdesk.errors import DeskError, NotFound, StorageFull, TooLarge, Unavailable
 from itdesk.runtime.metrics import Metrics
-from itdesk_plugins.filesystem import INCOMING, Filesystem, FilesystemSettings, _Download
+from itdesk_plugins.filesystem import Filesystem, FilesystemSettings
+from itdesk_plugins.filesystem_files import INCOMING, Download
 from tests.plugins.conformance import MIB, StorageConformance, chunked, content_of, new_key, put
 
 IS_ROOT = os.geteuid() == 0
@@ -69,7 +70,7 @@ async def storage(root: Path) -> AsyncIterator[Filesystem]:
     """A storage that must neither leave files half written nor descriptors open."""
     before = descriptors()
     storage = storage_in(root)
-    await storage.sweep()
+    await storage.begin()
     yield storage
     storage.close()
     assert [p.name for p in (root / INCOMING).iterdir() if not p.name.startswith("kept")] == []
@@ -109,7 +110,7 @@ async def test_a_link_below_the_root_is_not_followed_out_of_it(
     root: Path, outside: Path, link: str
 ) -> None:
     storage = storage_in(root)
-    await storage.sweep()
+    await storage.begin()
     assert await storage.stat("tickets/secret") is None
     with pytest.raises(NotFound):
         await content_of(storage, "tickets/secret")
@@ -178,7 +179,7 @@ from itdesk_plugins.filesystem import Filesystem, FilesystemSettings
 from tests.plugins.conformance import put
 storage = Filesystem(Path({str(root)!r}), FilesystemSettings(min_free_bytes=0, fsync={fsync}))
 async def main():
-    await storage.sweep()
+    await storage.begin()
     await put(storage, "tickets/1/a", b"x" * 100)
     await put(storage, "tickets/1/b", b"x" * 100)
     await storage.delete("tickets/1/b")
@@ -215,7 +216,7 @@ async def chunks():
         yield bytes(1 << 20)
     os.kill(os.getpid(), signal.SIGKILL)
 async def main():
-    await storage.sweep()
+    await storage.begin()
     await storage.write("tickets/1/a", chunks(), limit=1 << 30)
 asyncio.run(main())
 """
@@ -224,11 +225,11 @@ asyncio.run(main())
     assert left.startswith(f"{INCOMING}/")
     storage = storage_in(root)
     assert await storage.stat("tickets/1/a") is None
-    await storage.sweep()
+    await storage.begin()
     assert files_below(root) == [left]
     past = (root / left).stat().st_mtime - 3700
     os.utime(root / left, (past, past))
-    await storage.sweep()
+    await storage.begin()
     assert files_below(root) == []
     storage.close()
 
@@ -257,7 +258,7 @@ async def test_a_write_that_is_cancelled_while_the_disk_works_never_becomes_visi
     root: Path, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = storage_in(root, threads=1)
-    await storage.sweep()
+    await storage.begin()
     gate, sync = threading.Event(), storage.sync
 
     def slow_sync(descriptor: int) -> None:
@@ -296,7 +297,7 @@ async def test_a_reader_that_goes_away_leaves_no_file_open(storage: Filesystem) 
 async def test_a_file_is_not_closed_while_a_thread_reads_it(storage: Filesystem) -> None:
     """Its number could mean another file by the time that the thread uses it."""
     reader, writer = os.pipe()
-    download = _Download(storage, ["a"])
+    download = Download(storage, ["a"])
     download._file = reader
     reading = asyncio.ensure_future(asyncio.to_thread(download.next))
     await asyncio.wait({reading}, timeout=0.05)
@@ -325,7 +326,7 @@ async def test_leftovers_of_other_kinds_do_not_stop_the_sweep(
     os.utime(root / INCOMING / "kept-folder", (0, 0))
     (root / INCOMING / "old").touch()
     os.utime(root / INCOMING / "old", (0, 0))
-    await storage.sweep()
+    await storage.begin()
     assert names_in(root / INCOMING) == ["kept-folder"]
 
 
@@ -358,7 +359,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_full_disk_refuses_whole_and_recovers(small_disk: Path) -> None:
     storage = storage_in(small_disk)
-    await storage.sweep()
+    await storage.begin()
     await put(storage, "tickets/1/old", b"old")
     for _ in range(3):
         with pytest.raises(StorageFull):
@@ -375,7 +376,7 @@ async def test_a_full_disk_refuses_whole_and_recovers(small_disk: Path) -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="only root may mount")
 async def test_a_disk_without_inodes_is_full_too(small_disk: Path) -> None:
     storage = storage_in(small_disk)
-    await storage.sweep()
+    await storage.begin()
     with pytest.raises(StorageFull):
         for number in range(60):
             await put(storage, f"tickets/1/{number}", b"")
@@ -390,7 +391,7 @@ async def test_a_disk_without_inodes_is_full_too(small_disk: Path) -> None:
 
 async def test_some_room_is_never_used_up(root: Path) -> None:
     storage = storage_in(root, min_free_bytes=1 << 60)
-    await storage.sweep()
+    await storage.begin()
     with pytest.raises(StorageFull):
         await put(storage, "tickets/1/a", b"x")
     with pytest.raises(StorageFull, match=rf"{root}: no room: .*min_free_bytes"):
@@ -406,7 +407,7 @@ async def test_some_room_is_never_used_up(root: Path) -> None:
 
 async def complaint(root: Path) -> str:
     storage = storage_in(root)
-    await storage.sweep()
+    await storage.begin()
     with pytest.raises(Unavailable) as caught:
         await storage.check()
     with pytest.raises(Unavailable) as plain:
@@ -506,7 +507,7 @@ async def test_large_files_need_little_memory_and_leave_the_loop_free(
             lags.append(perf_counter() - started - 0.005)
             peak = max(peak, resident())
 
-    await storage.sweep()
+    await storage.begin()
     await put(storage, "warm/up", bytes(4 * MIB))
     before, started = resident(), perf_counter()
     watching = asyncio.ensure_future(watch())

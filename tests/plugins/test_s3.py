@@ -1,7 +1,6 @@
 """The s3 storage against a real S3 server that checks signatures."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -18,9 +17,6 @@ from itdesk.errors import NotFound, TooLarge, Unavailable
 from itdesk.hookspecs import Presigned, Storage
 from itdesk_plugins.s3 import PART, S3, Plugin, S3Settings
 from tests.plugins.conformance import MIB, StorageConformance, chunked, content_of, new_key, put
-from tests.support.clamd import Clamd
-from tests.support.daemon import SMALL_FILES, started
-from tests.support.postgres import Server
 from tests.support.s3 import S3Server, s3_server
 
 __all__ = ["s3_server"]
@@ -45,7 +41,7 @@ def settings_of(server: S3Server, **options: Any) -> S3Settings:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(s3_server: S3Server) -> AsyncIterator[S3]:
     # Tried again as in earnest: rclone answers 500 when a folder is emptied while a file comes.
-    settings = settings_of(s3_server, read_seconds=30, attempts=6)
+    settings = settings_of(s3_server, read_seconds=30, request_seconds=30, attempts=6)
     async with S3(settings).opened() as opened:
         yield opened
 
@@ -112,10 +108,8 @@ class TestConformance(StorageConformance):
 
         await asyncio.gather(*(churn(name) for name in range(8)))
 
-    async def test_a_reader_sees_one_whole_object_while_it_is_replaced(
-        self, storage: Storage
-    ) -> None:
-        pytest.skip("rclone sends a replaced file under its older length; S3 itself does not")
+    # rclone sends a replaced file under its older length; S3 itself does not, nor does Swift.
+    test_a_reader_sees_one_whole_object_while_it_is_replaced = None  # type: ignore[assignment]
 
 
 class TestAddresses:
@@ -186,13 +180,13 @@ class TestAddresses:
         settings = settings_of(s3_server, public_base_url=base, sign_host="endpoint")
         async with S3(settings).opened() as storage:
             signed: list[str] = []
-            original = storage._signer.generate_presigned_url
+            original = storage.client._signer.generate_presigned_url
 
             def listen(*arguments: Any) -> str:
                 signed.append(original(*arguments))
                 return signed[-1]
 
-            monkeypatch.setattr(storage._signer, "generate_presigned_url", listen)
+            monkeypatch.setattr(storage.client._signer, "generate_presigned_url", listen)
             for name in NAMES:
                 asked = download_of(storage, "a/b", name)
                 rest = signed[-1].removeprefix(s3_server.endpoint)
@@ -313,13 +307,13 @@ class TestFailures:
     ) -> None:
         """The multipart upload itself is gone as well, whatever ended it."""
         calls: list[str] = []
-        original = storage.call
+        original = storage.client.call
 
         async def listen(operation: str, **parameters: Any) -> Any:
             calls.append(operation)
             return await original(operation, **parameters)
 
-        monkeypatch.setattr(storage, "call", listen)
+        monkeypatch.setattr(storage.client, "call", listen)
 
         async def broken() -> AsyncIterator[bytes]:
             yield bytes(PART + 1)
@@ -446,38 +440,3 @@ class TestFailures:
             async with S3(settings).opened() as storage:
                 with pytest.raises(Unavailable):
                     await content_of(storage, "a/b")
-
-
-async def test_a_file_put_past_the_desk_is_scanned_by_itself(
-    pg_server: Server, clamd: Clamd, s3_server: S3Server
-) -> None:
-    """S0-22, S3-62: no call follows the PUT; the download is the storage's own."""
-    scanner = {"CLAMAV_HOST": clamd.host, "CLAMAV_PORT": str(clamd.port)}
-    base = f"http://localhost:{s3_server.port}"
-    public = {"S3_PUBLIC_BASE_URL": base}
-    env = {**s3_server.env, **scanner, **SMALL_FILES, **public}
-    async with started(pg_server, **env) as live:
-        alice = await live.person()
-        ticket = await alice.ticket()
-        path, content = f"/tickets/{ticket['id']}/attachments", os.urandom(70_000)
-        link = (
-            await alice.post(
-                f"{path}/presign",
-                {"original_filename": "a b+%2F.txt", "mime": "text/plain", "size": len(content)},
-            )
-        ).expect(201)
-        assert link["upload_url"].startswith(f"{base}/desk/quarantine/tickets/")
-        asked = Presigned(link["upload_url"], "PUT", {"Content-Type": "text/plain"})
-        assert (await send(asked, content))[0] == 200
-
-        found = await alice.scanned(link["attachment_id"])
-        assert found["scanned_status"] == "CLEAN"
-        answer = await alice.get(f"/attachments/{link['attachment_id']}/content")
-        assert answer.status == 200 and answer.raw == content
-        kept = [key for key in s3_server.objects() if ticket["id"] in key]
-        assert len(kept) == 1 and kept[0].startswith("clean/")
-
-        direct = (await alice.upload(ticket["id"], b"sent through the desk")).expect(201)
-        assert (await alice.scanned(direct["id"]))["scanned_status"] == "CLEAN"
-        ready = (await live.nobody.call("GET", "/readyz")).expect(200)
-        assert ready
