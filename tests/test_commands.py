@@ -376,13 +376,13 @@ async def test_files_are_scanned_beside_the_daemon(pg_server: Server, clamd: Cla
             subprocess.run, [*program, "--once"], env=environ, cwd="/", capture_output=True,
             text=True, timeout=60, check=False,
         )  # fmt: skip
-        assert (done.returncode, done.stdout) == (0, ""), done
+        assert (done.returncode, done.stdout) == (0, "scanned 25: 25 CLEAN\n"), done
         assert sorted(_scanned(done.stderr)) == sorted((id, "CLEAN") for id in ids)
         for id in ids:
             assert (await alice.get(f"/attachments/{id}/content")).status == 200
 
         idle = await _run(live.daemon, "scan", "--once")
-        assert (idle.returncode, _scanned(idle.stderr)) == (0, [])
+        assert (idle.returncode, idle.stdout, _scanned(idle.stderr)) == (0, "scanned 0\n", [])
 
         log = live.daemon.state_dir / "scan.log"
         with log.open("wb") as output:
