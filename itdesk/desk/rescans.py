@@ -112,9 +112,9 @@ class Rescans:
 
     async def claim(self, again: Again) -> Claim | None:
         """Take the file whose last look is the longest ago; None when there is none left."""
-        async with self._db.transaction() as tx:
+        async with self._db.connection() as conn:
             return await rescans.claim(
-                tx.conn,
+                conn,
                 before=again.before,
                 since=again.since,
                 days=again.days,

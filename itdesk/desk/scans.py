@@ -104,9 +104,9 @@ class Scans:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Take up to so many files that wait for a scan."""
-        async with self._db.transaction() as tx:
+        async with self._db.connection() as conn:
             return await attachments.claim(
-                tx.conn,
+                conn,
                 limit=limit,
                 lease_seconds=self._settings.lease_seconds,
                 grace_seconds=self._settings.upload_grace_seconds,
@@ -282,11 +282,9 @@ class Scans:
                 if not kept:
                     raise ClaimLost
                 return
-            try:
-                await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
-            except NotFound:
-                raise ClaimLost from None  # deleted meanwhile, with all its files
-            written = await attachments.conclude(
+            # First, for its lock: whoever deletes takes the ticket before its files.
+            version = await tickets.touch(tx.conn, held.ticket_id)
+            written = version and await attachments.conclude(
                 tx.conn,
                 held,
                 status=outcome.status,
@@ -298,8 +296,7 @@ class Scans:
                 mime=outcome.mime,
             )
             if not written:
-                raise ClaimLost
-            version = await tickets.touch(tx.conn, held.ticket_id)
+                raise ClaimLost  # or deleted meanwhile, alone or with its ticket
             said = verdict_data(outcome)
             tx.record(_event(SYSTEM, "attachment.scanned", held, version, outcome.status, **said))
         self._verdicts.labels(outcome.status).inc()
