@@ -346,6 +346,33 @@ async def test_a_polyglot_is_only_ever_saved(
     assert "Set-Cookie" not in served.headers
 
 
+async def test_what_a_presigned_file_really_is_the_scanner_sees(alice: Person) -> None:
+    """S2-06, S-23: a program behind a harmless claim is FAILED; a false type is corrected."""
+    ticket = await alice.ticket()
+    for program in (b"MZ\x90\0" + bytes(600), b"#!/bin/sh\nid\n", b"Rar!\x1a\x07\0" + bytes(99)):
+        link = await _presign(alice, ticket["key"], program)
+        assert (await _put(link, program)).status == 200
+        found = await alice.scanned(link["attachment_id"])
+        assert (found["scanned_status"], found["scan_reason"]) == ("FAILED", "type")
+        refused = await alice.get(f"/attachments/{found['id']}/content")
+        details = refused.refused(409, "E_ATTACHMENT_SCAN_FAILED")
+        assert details == {"scan_reason": "type"}
+    for claim, content, then in (
+        ("text/plain", b"\x89PNG\r\n\x1a\n" + bytes(40), "image/png"),
+        ("image/png", b"<svg onload=alert(1)>", "text/plain"),
+        ("application/pdf", b"<html><script>alert(1)</script>", "text/plain"),
+        ("image/png", b"\x93 neither this nor that \xfa", "application/octet-stream"),
+    ):
+        link = await _presign(alice, ticket["key"], content, mime=claim)
+        assert (await _put(link, content)).status == 200
+        found = await alice.scanned(link["attachment_id"])
+        assert (found["scanned_status"], found["mime"]) == ("CLEAN", then), found
+        direct = (await alice.upload(ticket["key"], content, "a.dat", mime=claim)).expect(201)
+        assert direct["mime"] == then
+        served = await alice.get(f"/attachments/{found['id']}/content")
+        assert served.headers["Content-Type"] == then and served.raw == content
+
+
 async def test_a_repeated_upload_under_one_key_attaches_once(alice: Person) -> None:
     """R-02 for the multipart route: the second answer is the first one, the file is there once."""
     ticket = await alice.ticket()

@@ -5,16 +5,14 @@ another one) is decided here. A claim that the bytes contradict is replaced, not
 """
 
 import codecs
-import unicodedata
+import re
 from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 import puremagic
 
 from itdesk.desk.filenames import UNKNOWN_TYPE, refused
-
-HEAD: Final = 4096
-"""How many first bytes are looked at."""
+from itdesk.desk.spool import HEAD
 
 # Programs of Windows, Linux, macOS, Java, Android and the web; shortcuts, packages and helps that
 # run something when they are opened.
@@ -85,7 +83,8 @@ _ALIASES: Final = {
     "text/rtf": "application/rtf",
 }
 _SHORTEST: Final = 3
-_CONTROLS: Final = frozenset("\t\n\r\f\b\x1b")
+# All but those that texts and terminals use.
+_CONTROLS: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
 def media_type(name: str, claimed: str | None, head: bytes, allowed: Collection[str]) -> str:
@@ -181,9 +180,7 @@ def _text(head: bytes) -> str | None:
         text = codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
         return None
-    if any(unicodedata.category(c) == "Cc" and c not in _CONTROLS for c in text):
-        return None
-    return text
+    return None if _CONTROLS.search(text) else text
 
 
 def _is_script(head: bytes, text: str | None) -> bool:

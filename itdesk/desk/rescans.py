@@ -172,7 +172,7 @@ class Rescans:
         assert held.clean_key is not None
         async with self._spool.lend() as path:
             found = await self._scans.fetch(held, path, held.clean_key)
-            if not isinstance(found, str):
+            if isinstance(found, Outcome):
                 return found
             return await self._scans.judge(held, path)
 

@@ -17,7 +17,7 @@ from itdesk.config import Scanner as ScannerSettings
 from itdesk.desk import contents
 from itdesk.desk.attachments import quarantine_key
 from itdesk.desk.engines import Engines
-from itdesk.desk.spool import Spool
+from itdesk.desk.spool import Copy, Spool
 from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable, UnsupportedMedia
 from itdesk.hookspecs import Storage, Verdict
 from itdesk.model import SYSTEM, Caller, Event, ScanReason, ScanStatus
@@ -179,17 +179,18 @@ class Scans:
             return Outcome(None, attempt=False)
         async with self._spool.lend() as path:
             found = await self.fetch(held, path, quarantine_key(held.object_key))
-            if not isinstance(found, str):
+            if isinstance(found, Outcome):
                 return found
-            outcome = replace(await self._first_look(held, path), sha256=found)
+            outcome = await self._first_look(held, path, found.head)
+            outcome = replace(outcome, sha256=found.sha256)
             if outcome.status is not ScanStatus.CLEAN:
                 return outcome
-            return await self._keep(held, path, found, outcome)
+            return await self._keep(held, path, found.sha256, outcome)
 
-    async def fetch(self, held: Claim, path: Path, key: str) -> str | Outcome:
-        """Copy a stored file into a lent one; return its sha256, or why it is not to be judged."""
+    async def fetch(self, held: Claim, path: Path, key: str) -> Copy | Outcome:
+        """Copy a stored file into a lent one, or return why it is not to be judged."""
         try:
-            size, sha256 = await self._spool.fill(path, self._storage.read(key), limit=held.size)
+            copy = await self._spool.fill(path, self._storage.read(key), limit=held.size)
         except NotFound:
             return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
         except TooLarge:
@@ -199,9 +200,9 @@ class Scans:
         except (OSError, StorageFull) as exc:
             log.error("spool unusable", path=str(self._spool.directory), problem=str(exc))
             return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
-        if size != held.size or held.sha256 not in (None, sha256):
+        if copy.size != held.size or held.sha256 not in (None, copy.sha256):
             return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
-        return sha256
+        return copy
 
     async def _has_arrived(self, held: Claim) -> bool:
         """Return whether a client uploaded a reserved file by itself; journal it if so."""
@@ -216,9 +217,8 @@ class Scans:
                 tx.record(_event(actor, "attachment.added", held, version, held.original_filename))
         return True
 
-    async def _first_look(self, held: Claim, path: Path) -> Outcome:
+    async def _first_look(self, held: Claim, path: Path, head: bytes) -> Outcome:
         """Refuse what may not be attached, whatever was claimed when its place was kept."""
-        head = await self._spool.head(path, contents.HEAD)
         try:
             mime = contents.media_type(held.original_filename, held.mime, head, self._allowed_types)
         except UnsupportedMedia as exc:
@@ -255,7 +255,9 @@ class Scans:
         """Store the scanned copy as the clean object, and believe only an identical one."""
         key = f"clean/{held.object_key}.{held.epoch}"
         try:
-            stored = await self._storage.write(key, self._spool.chunks(path), limit=held.size)
+            stored = await self._storage.write(
+                key, self._spool.chunks(path, held.size), limit=held.size
+            )
         except (Unavailable, StorageFull) as exc:
             log.warning("clean area unusable", attachment=held.id, problem=exc.message)
             return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)

@@ -6,11 +6,15 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from itdesk.errors import TooLarge
 
 _CHUNK = 1 << 20
+HEAD = 4096
+"""How many first bytes of a file are kept to tell what it is."""
 
 
 class Spool:
@@ -30,39 +34,75 @@ class Spool:
             await asyncio.to_thread(os.unlink, name)
 
     @staticmethod
-    async def fill(path: Path, chunks: AsyncIterator[bytes], *, limit: int) -> tuple[int, str]:
-        """Write chunks into a lent file; return their size and sha256. TooLarge past the limit."""
-        digest, size = hashlib.sha256(), 0
-
-        def take(chunk: bytes) -> None:
-            digest.update(chunk)
-            target.write(chunk)
-
-        # Neither truncated nor closed on the loop: on ext4 either lets close write the file out.
-        target = await asyncio.to_thread(path.open, "r+b", buffering=0)
+    async def fill(path: Path, chunks: AsyncIterator[bytes], *, limit: int) -> "Copy":
+        """Write chunks into a lent file and say what they are; TooLarge past the limit."""
+        copying = _Copying(path)
+        batch: list[bytes] = []
+        waiting = total = 0
         try:
             async for chunk in chunks:
-                size += len(chunk)
-                if size > limit:
+                total += len(chunk)
+                waiting += len(chunk)
+                if total > limit:
                     raise TooLarge("The stored file is larger than it was declared.")
-                await asyncio.to_thread(take, chunk)
+                batch.append(chunk)
+                if waiting >= _CHUNK:
+                    await asyncio.to_thread(copying.take, batch)
+                    batch, waiting = [], 0
+            return await asyncio.to_thread(copying.finish, batch)
         finally:
-            await asyncio.to_thread(target.close)
-        return size, digest.hexdigest()
+            if not copying.closed:
+                await asyncio.to_thread(copying.close)
 
     @staticmethod
-    async def chunks(path: Path) -> AsyncIterator[bytes]:
-        """Yield what a lent file holds."""
+    async def chunks(path: Path, size: int) -> AsyncIterator[bytes]:
+        """Yield what a lent file of this size holds."""
         with path.open("rb", buffering=0) as source:
-            while chunk := await asyncio.to_thread(os.read, source.fileno(), _CHUNK):
+            while size > 0 and (chunk := await asyncio.to_thread(os.read, source.fileno(), _CHUNK)):
+                size -= len(chunk)
                 yield chunk
 
-    @staticmethod
-    async def head(path: Path, size: int) -> bytes:
-        """Return the first bytes of a lent file."""
 
-        def read() -> bytes:
-            with path.open("rb") as source:
-                return source.read(size)
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What was written into a lent file: its size, its sha256 and its first bytes."""
 
-        return await asyncio.to_thread(read)
+    size: int
+    sha256: str
+    head: bytes
+
+
+class _Copying:
+    """The file side of a copy; every method blocks, and is called from one thread at a time.
+
+    It is neither truncated nor closed on the loop: on ext4 either lets close write the file out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._target: FileIO | None = None
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._head = b""
+        self.closed = True
+
+    def take(self, batch: list[bytes]) -> None:
+        if self._target is None:
+            self._target, self.closed = FileIO(self._path, "r+b"), False
+        for chunk in batch:
+            self._digest.update(chunk)
+            self._head += chunk[: HEAD - len(self._head)]
+            self._size += len(chunk)
+            left = memoryview(chunk)
+            while left:
+                left = left[self._target.write(left) :]
+
+    def finish(self, batch: list[bytes]) -> Copy:
+        self.take(batch)
+        self.close()
+        return Copy(self._size, self._digest.hexdigest(), self._head)
+
+    def close(self) -> None:
+        if self._target is not None:
+            self._target.close()
+        self.closed = True

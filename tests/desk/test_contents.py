@@ -7,6 +7,7 @@ import pytest
 
 from itdesk.config.model import ALLOWED_TYPES
 from itdesk.desk import contents
+from itdesk.desk.spool import HEAD
 from itdesk.errors import UnsupportedMedia
 from tests.support import samples
 
@@ -17,7 +18,7 @@ JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 
 
 def kept(claim: str, head: bytes, allowed: Collection[str] = ALLOWED_TYPES) -> str:
-    return contents.media_type("a.dat", claim, head[: contents.HEAD], allowed)
+    return contents.media_type("a.dat", claim, head[:HEAD], allowed)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def kept(claim: str, head: bytes, allowed: Collection[str] = ALLOWED_TYPES) -> s
         ("text/plain", "grüße, 你好".encode()),
         ("text/plain", "grüße".encode("cp1252")),
         ("text/plain", codecs.BOM_UTF16_LE + "hello".encode("utf-16-le")),
-        ("text/plain", ("ü" * 5000).encode()[: contents.HEAD - 1]),
+        ("text/plain", ("ü" * 5000).encode()[: HEAD - 1]),
         ("text/plain", b"\x1b[31merror\x1b[0m"),
         ("text/x-log", b"2026-11-20 #! was here"),
         ("text/csv", b"a;b\n1;2\n"),
