@@ -6,6 +6,7 @@ import hashlib
 from email.message import Message
 from typing import Any
 from urllib.parse import unquote
+from uuid import UUID
 
 import orjson
 import pytest
@@ -310,9 +311,28 @@ async def test_three_hostile_hundreds_never_leave_their_place(live: Live, alice:
         file = (await alice.get(f"/attachments/{link['attachment_id']}")).expect(200)
         assert not set("/\\\r\n\0\u202e\u200b\u2028") & set(file["original_filename"])
 
+    async def attach(name: str) -> None:
+        async with few:
+            answer = await alice.upload(ticket["key"], b"x", name)
+        if answer.status == 422:
+            return
+        file = answer.expect(201)
+        assert file["object_key"] == f"tickets/{ticket['id']}/{file['id']}"
+        assert not set("/\\\r\n\0\u202e\u200b\u2028") & set(file["original_filename"])
+
     async with asyncio.TaskGroup() as group:
         for name in names:
             group.create_task(reserve(name))
+            group.create_task(attach(name))
+    inside = live.daemon.state_dir / "uploads"
+    strays = [
+        path
+        for path in live.daemon.state_dir.rglob("*")
+        if path.is_file() and ticket["id"] in str(path) and not path.is_relative_to(inside)
+    ]
+    assert strays == []
+    below = {p.name.partition(".")[0] for p in inside.rglob(f"*{ticket['id']}/*") if p.is_file()}
+    assert all(UUID(name) for name in below) and below
 
 
 @pytest.mark.parametrize(

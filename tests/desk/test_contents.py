@@ -7,6 +7,7 @@ import pytest
 
 from itdesk.config.model import ALLOWED_TYPES
 from itdesk.desk import contents
+from itdesk.desk.filenames import served_type
 from itdesk.desk.spool import HEAD
 from itdesk.errors import UnsupportedMedia
 from tests.support import samples
@@ -140,6 +141,13 @@ def test_the_list_is_the_administrators() -> None:
         with pytest.raises(UnsupportedMedia):
             kept(OCTETS, head, ["image/*"])
         assert kept("text/plain", head, ["*"]) == "text/plain"
+
+
+@pytest.mark.parametrize("mime", ["text/html", "image/svg+xml", "text/xml", "text/javascript"])
+def test_what_a_browser_could_run_is_never_served_as_itself(mime: str) -> None:
+    """S-23: even where everything may be attached."""
+    assert kept(mime, b"<svg onload=alert(1)>", ["*"]) == mime
+    assert served_type(mime) == OCTETS
 
 
 async def test_the_first_bytes_are_judged_before_any_goes_on() -> None:
