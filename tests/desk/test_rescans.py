@@ -1,11 +1,14 @@
 """Second looks with newer signatures, recalls, and who is told; on a real clamd and PostgreSQL."""
 
 import asyncio
+import contextvars
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import asyncpg
 import pytest
 
 from itdesk import daemon
@@ -15,10 +18,11 @@ from itdesk.desk.rescans import WITHDRAW
 from itdesk.errors import Conflict, DeskError, Forbidden, NotFound, Unavailable
 from itdesk.model import SYSTEM, Attachment, Caller, Event, Role, ScanStatus
 from itdesk.runtime.actor import TICK
-from itdesk.store import events
+from itdesk.store import downloads, events, rescans
 from itdesk.store.events import Wanted
 from tests.support.clamd import Clamd, HostileClamd
 from tests.support.desk import Bench, bench_on
+from tests.support.people import until_blocked
 from tests.support.relay import relayed
 
 TEXT = b"an invoice, or so it seems\n"
@@ -337,6 +341,62 @@ async def test_a_download_that_meets_a_recall_is_told_or_refused(scene: Scene) -
     assert looking.result().status is ScanStatus.INFECTED
     (recall,) = await scene.recalls()
     assert sorted(recall.data["downloaded_by"]) == sorted(got)
+
+
+async def test_a_recall_waits_for_the_download_that_came_first(scene: Scene) -> None:
+    """Its reader was not told otherwise: noted a moment before the recall, and named by it."""
+    bench, robin = scene.bench, await scene.bench.person(Role.AGENT)
+    file = await scene.clean(await bench.person())
+    scene.learn(TEXT)
+    held = await bench.desk.rescans.claim(await bench.desk.rescans.everything(None))
+    assert held is not None
+    async with watching(bench) as watcher, asyncio.TaskGroup() as group:
+        async with bench.desk.db.transaction() as tx:
+            assert await downloads.note(tx.conn, file.id, robin.user_id) is not None
+            context = contextvars.Context()
+            looking = group.create_task(bench.desk.rescans.look(held), context=context)
+            await until_blocked(watcher)
+    assert looking.result().status is ScanStatus.INFECTED
+    (recall,) = await scene.recalls()
+    assert recall.data["downloaded_by"] == [str(robin.user_id)]
+
+
+async def test_a_download_waits_for_the_recall_that_came_first(scene: Scene) -> None:
+    """What was read a moment before does not count: it is refused, and not noted."""
+    bench, robin = scene.bench, await scene.bench.person(Role.AGENT)
+    file = await scene.clean(await bench.person())
+    held = await bench.desk.rescans.claim(await bench.desk.rescans.everything(None))
+    assert held is not None
+    async with watching(bench) as watcher, asyncio.TaskGroup() as group:
+        async with bench.desk.db.transaction() as tx:
+            assert await rescans.withdraw(
+                tx.conn, held, status=ScanStatus.INFECTED, reason=None, engine="x", signature="y"
+            )
+            context = contextvars.Context()
+            opening = bench.desk.attachments.open(robin, file.id)
+            reading = group.create_task(refusal(opening), context=context)
+            await until_blocked(watcher)
+    assert isinstance(reading.result(), Conflict | Forbidden)
+    assert await bench.sql("SELECT count(*) FROM attachment_downloads") == 0
+
+
+async def refusal(work: Awaitable[object]) -> DeskError | None:
+    """Return what a work was refused with."""
+    try:
+        await work
+    except DeskError as exc:
+        return exc
+    return None
+
+
+@asynccontextmanager
+async def watching(bench: Bench) -> AsyncIterator[Any]:
+    """Lend a connection that is nobody's."""
+    conn = await asyncpg.connect(bench.desk.db.url)
+    try:
+        yield conn
+    finally:
+        await conn.close()
 
 
 async def test_a_link_counts_as_a_download_and_the_version_stays(scene: Scene) -> None:
