@@ -14,6 +14,7 @@ from itdesk.actors.http import HttpServer
 from itdesk.actors.hub import Hub
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
+from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
@@ -26,6 +27,7 @@ from itdesk.config import Settings
 from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
+from itdesk.desk.engines import Engines
 from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
@@ -33,9 +35,11 @@ from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
+from itdesk.desk.rescans import Rescans
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
+from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
@@ -173,15 +177,26 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
         ),
     )
     desk.inventory = Inventory(desk.db, storage, settings, desk.metrics)
+    panel = Engines(engines, desk.clock, retry_seconds=settings.scanner.retry_seconds)
     desk.scans = Scans(
         desk.db,
         storage,
-        engines,
+        panel,
         settings=settings.scanner,
-        spool=spool,
+        spool=Spool(spool),
         # What only an engine can unpack passes the walk when there is such an engine.
         limits=archives.Limits(opaque=any(engine.unpacks for engine in engines.values())),
+        allowed_types=settings.storage.allowed_types,
         clock=desk.clock,
+        metrics=desk.metrics,
+    )
+    desk.rescans = Rescans(
+        desk.db,
+        storage,
+        desk.scans,
+        panel,
+        settings=settings.scanner,
+        spool=Spool(spool),
         metrics=desk.metrics,
     )
 
@@ -189,6 +204,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
+    desk.jobs.register(*desk.rescans.jobs())
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():
@@ -327,7 +343,7 @@ def supervisor_of(desk: Desk) -> Supervisor:
 
 
 def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervisor:
-    settings, scans = desk.settings, desk.scans
+    settings = desk.settings
     supervisor = supervisor_of(desk)
     if embedded is not None:
         supervisor.add(EmbeddedDatabase(embedded))
@@ -341,9 +357,10 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     supervisor.add(Scheduler(desk.schedules))
     reactor = Reactor(desk)
     supervisor.add(reactor)
-    scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)
+    scanner, rescanner = scanners(desk)
     if settings.scanner.enabled:
         supervisor.add(scanner)
+        supervisor.add(rescanner)
 
     def publish(events: Sequence[Event]) -> None:
         for event in events:
@@ -355,6 +372,15 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     desk.db.job_listeners.append(worker.wake)
     desk.runtime = Health(desk, supervisor)
     return supervisor
+
+
+def scanners(desk: Desk) -> tuple[Scanner, Rescanner]:
+    """Return the two that scan: what waits, and again what was clean."""
+    settings, most = desk.settings.scanner, desk.settings.storage.max_file_size
+    return (
+        Scanner(desk.scans, settings, max_file_size=most),
+        Rescanner(desk.rescans, desk.scans, settings, max_file_size=most),
+    )
 
 
 async def all_routes(desk: Desk) -> tuple[Route, ...]:

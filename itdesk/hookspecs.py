@@ -151,6 +151,13 @@ class ScanEngine(Protocol):
         Raises `itdesk.errors.Unavailable` when the engine cannot be reached.
         """
 
+    async def signatures(self) -> str:
+        """Return the engine and its signature version; when it changes, files are scanned again.
+
+        Asked about once a minute. Raises `itdesk.errors.Unavailable` when the engine cannot be
+        reached.
+        """
+
 
 class RetryLater(Exception):
     """A job could not be done yet: try it again after so many seconds, and no sooner.

@@ -93,6 +93,7 @@ class ScanReason(StrEnum):
     MISSING = "missing"
     CHANGED = "changed"
     UNREADABLE = "unreadable"
+    TYPE = "type"
 
 
 class Source(StrEnum):

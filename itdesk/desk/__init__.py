@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from itdesk.desk.journal import Journal
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
     from itdesk.desk.sessions import Sessions
@@ -49,6 +50,7 @@ class Desk:
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
+    rescans: Rescans = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

@@ -333,6 +333,7 @@ ENGINE = """
 max_file_size, unpacks = None, False
 async def scan(self, path, *, size, timeout): ...
 async def probe(self): return []
+async def signatures(self): return "none"
 @hookimpl
 def itdesk_scan_engine(self): return self
 """
