@@ -36,6 +36,12 @@ class Contention(Unavailable):
     default_code = "E_DATABASE_BUSY"
 
 
+class Overdue(Unavailable):
+    """The server cut a statement short that took longer than it may."""
+
+    default_code = "E_DATABASE_BUSY"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How many connections, and how many seconds each step may take."""
@@ -94,7 +100,9 @@ _ambient: ContextVar[Transaction | None] = ContextVar("itdesk_transaction", defa
 class Database:
     """PostgreSQL as the desk sees it; safe to use from any number of tasks."""
 
-    def __init__(self, url: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self, url: str, limits: Limits | None = None, *, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.url = url
         self.limits = limits or Limits()
         self.listeners: list[Listener] = []
@@ -106,7 +114,7 @@ class Database:
         self._closed = False
         self._complained_at: float | None = None
         self._unsynced: Database | None = None
-        self._settings: Mapping[str, str] = {}
+        self._settings: Mapping[str, str] = settings or {}
 
     async def close(self) -> None:
         """Close every idle connection; those in use are closed as they come back."""
@@ -387,7 +395,7 @@ def _translated(complain: Callable[[str], None]) -> Iterator[None]:
         log.error("database disk full", problem=str(exc))
         raise StorageFull("The database has no room left on its disk.", retry_after=60) from exc
     except asyncpg.QueryCanceledError as exc:
-        raise Unavailable("The database took too long to answer.", code="E_DATABASE_BUSY") from exc
+        raise Overdue("The database took too long to answer.") from exc
     except TimeoutError as exc:
         complain("no answer in time")
         raise _outage("The database does not answer in time. Try again shortly.") from exc

@@ -1,18 +1,20 @@
-"""Lists of tickets: what they are narrowed to, in which order, and one page of them.
+"""Lists of tickets: one page of them, as it goes out.
 
 A row of a list goes out as it comes in: it is no `Ticket`, because making fifty of those takes
 longer than finding them. It has the same fields, spelled as JSON spells them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.model import Category, Priority, Status
-from itdesk.store import tickets
+from itdesk.store import matching, narrowing
+from itdesk.store.matching import TIMES, count
+from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
+
+__all__ = ["Filter", "TicketRow", "count", "list_page", "rows"]
 
 TicketRow = Mapping[str, Any]
 
@@ -39,93 +41,6 @@ _FROM = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a list is narrowed to; an empty field narrows nothing."""
-
-    status: Sequence[Status] = ()
-    priority: Sequence[Priority] = ()
-    category: Sequence[Category] = ()
-    department: str | None = None
-    project: str | None = None
-    assignee_id: UUID | None = None
-    reporter_id: UUID | None = None
-    tag: Sequence[str] = ()
-    q: str | None = None
-    own: UUID | None = None
-
-
-# The sort keys of the API, and the columns that they order by.
-SORTS: Mapping[str, str] = {
-    "created_at": "t.created_at",
-    "updated_at": "t.updated_at",
-    "priority": "t.priority_rank",
-    "status": "t.status_rank",
-    "number": "t.number",
-}
-_TIMES = frozenset({"created_at", "updated_at"})
-
-
-class _Where:
-    """The conditions of one list: literal SQL on one side, values on the other."""
-
-    def __init__(self) -> None:
-        self.sql: list[str] = []
-        self.values: list[Any] = []
-
-    def add(self, sql: str, *values: Any) -> None:
-        """Add a condition in which {0}, {1} ... stand for the values."""
-        first = len(self.values) + 1
-        self.values.extend(values)
-        self.sql.append(sql.format(*(f"${first + i}" for i in range(len(values)))))
-
-    def __str__(self) -> str:
-        return " AND ".join(self.sql) or "true"
-
-
-def _where(wanted: Filter, scope: UUID | None) -> _Where:
-    where = _Where()
-    if scope is not None:
-        where.add(tickets.OWN.format(n="{0}"), scope)
-    if wanted.own is not None:
-        where.add(tickets.OWN.format(n="{0}"), wanted.own)
-    if wanted.status:
-        where.add("t.status = ANY ({0}::text[])", list(wanted.status))
-    if wanted.priority:
-        where.add("t.priority = ANY ({0}::text[])", list(wanted.priority))
-    if wanted.category:
-        where.add("t.category = ANY ({0}::text[])", list(wanted.category))
-    if wanted.department is not None:
-        where.add("t.department = {0}", wanted.department)
-    if wanted.project is not None:
-        where.add("t.project_id = (SELECT id FROM projects WHERE key = {0})", wanted.project)
-    if wanted.assignee_id is not None:
-        where.add(
-            "EXISTS (SELECT 1 FROM ticket_assignees f"
-            " WHERE f.ticket_id = t.id AND f.user_id = {0})",
-            wanted.assignee_id,
-        )
-    if wanted.reporter_id is not None:
-        where.add("t.reporter_id = {0}", wanted.reporter_id)
-    if wanted.tag:
-        where.add("t.tags @> {0}::text[]", list(wanted.tag))
-    if wanted.q is not None:
-        _search(where, wanted.q, internal=scope is None)
-    return where
-
-
-def _search(where: _Where, words: str, *, internal: bool) -> None:
-    """Find words in title, key, tags, description and comments; internal ones for agents only."""
-    if internal:
-        where.add(
-            "(t.search @@ websearch_to_tsquery('english', {0})"
-            " OR t.search_internal @@ websearch_to_tsquery('english', {0}))",
-            words,
-        )
-    else:
-        where.add("t.search @@ websearch_to_tsquery('english', {0})", words)
-
-
 async def list_page(
     conn: Any,
     wanted: Filter,
@@ -135,13 +50,31 @@ async def list_page(
     window: Window,
 ) -> Page[TicketRow]:
     """Return one page of the tickets in scope, by keyset when a cursor is given."""
+    if wanted.q is None and wanted.whose(scope) is None:
+        return await _plain_page(conn, wanted, sort=sort, window=window)
+    page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window)
+    ids = [one.id for one in page.items]
+    return Page(await rows(conn, ids), page.next_cursor)
+
+
+async def rows(conn: Any, ids: Sequence[UUID]) -> list[TicketRow]:
+    """Return these tickets as a list shows them, in the order of their ids; some may be gone."""
+    query = f"""
+        SELECT {_ROW} FROM {_FROM} WHERE t.id = ANY ($1::uuid[])
+        ORDER BY array_position($1::uuid[], t.id)
+    """  # noqa: S608 - a literal of this module
+    return [dict(row) for row in await conn.fetch(query, ids)]
+
+
+async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -> Page[TicketRow]:
+    """Return one page of everybody's tickets in one statement: the list that is asked most."""
     name = sort.removeprefix("-")
-    column = SORTS[name]
+    column = matching.SORTS[name]
     direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
-    where = _where(wanted, scope)
+    where = narrowing.conditions(wanted)
     if window.cursor is not None:
         # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
-        kind, cast = (datetime, "") if name in _TIMES else (int, "::bigint")
+        kind, cast = (datetime, "") if name in TIMES else (int, "::bigint")
         value, last = decode_cursor(window.cursor, sort, (kind, UUID))
         where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
     query = f"""
@@ -150,19 +83,11 @@ async def list_page(
         ORDER BY {column} {direction}, t.id {direction} LIMIT {window.limit + 1:d}
         OFFSET {window.offset:d}
     """  # noqa: S608 - conditions are literals of this module, values are parameters
-    rows = await conn.fetch(query, *where.values)
+    found = await conn.fetch(query, *where.values)
     page = Page.cut(
-        rows, window.limit, lambda row: encode_cursor(sort, row["sort_value"], row["id"])
+        found, window.limit, lambda row: encode_cursor(sort, row["sort_value"], row["id"])
     )
-    rows = [dict(row) for row in page.items]
-    for row in rows:
+    listed = [dict(row) for row in page.items]
+    for row in listed:
         del row["sort_value"]
-    return Page(rows, page.next_cursor)
-
-
-async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
-    """Return how many tickets a list has in all; costly on large desks, so only when asked."""
-    where = _where(wanted, scope)
-    query = f"SELECT count(*) FROM tickets t WHERE {where}"  # noqa: S608 - literals of this module
-    total: int = await conn.fetchval(query, *where.values)
-    return total
+    return Page(listed, page.next_cursor)

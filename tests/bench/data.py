@@ -42,7 +42,7 @@ _FILL = """
            'Since this morning ' || ($2::text[])[1 + n % array_length($2::text[], 1)]
                || ' does not work as it did before, somebody has to look at it. '
                || repeat('It was restarted once and showed the same picture again. ', 3)
-               || 'The label says serial' || (n * 7919) % $4::int || '.',
+               || 'The label says serial' || (n::bigint * 7919) % $4::int || '.',
            (ARRAY['open', 'triaged', 'in_progress', 'blocked', 'closed', 'closed', 'closed',
                   'closed'])[1 + n % 8],
            (ARRAY['low', 'medium', 'high', 'critical'])[1 + n % 4],

@@ -46,6 +46,9 @@ class Literals:
             for alias in node.names
         }
 
+    def _there(self, module: str) -> "Literals":
+        return Literals(ast.parse(self.modules[module].read_text()))
+
     def statements(self) -> Iterator[tuple[ast.Call, ast.AST]]:
         """Yield every call that takes a statement, with the function that it stands in."""
         for function in self.functions.values():
@@ -82,14 +85,19 @@ class Literals:
                 return all_of(parts)
             case ast.Dict(values=values):
                 return all_of(values)
-            case ast.Subscript(value=ast.Name() as table):
+            case ast.Subscript(value=ast.Name() | ast.Attribute() as table):
                 # Whatever the key is, what comes out is in the table.
                 return self.is_literal(table, within, seen)
             case ast.ListComp(elt=one):
                 return self.is_literal(one, within, seen)
             case ast.Attribute(value=ast.Name(id=module), attr=name) if module in self.modules:
-                there = Literals(ast.parse(self.modules[module].read_text()))
-                return there.is_literal(ast.Name(id=name), ast.Module([], []))
+                return self._there(module).is_literal(ast.Name(id=name), ast.Module([], []))
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name)) if (
+                module in self.modules
+            ):
+                # A function or class of another module of the store, judged where it is written.
+                there = self._there(module)
+                return there.is_literal(ast.Call(ast.Name(id=name), [], []), ast.Module([], []))
             case ast.Call(func=ast.Name(id="len")):
                 return True
             case ast.Call(func=ast.Attribute(value=text, attr="join" | "format"), args=args):

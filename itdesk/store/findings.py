@@ -1,0 +1,129 @@
+"""What a search shows beside its tickets: where the words stand, and how the matches divide.
+
+Nothing here is HTML: a snippet is plain text with the places of the words, so that whoever shows
+it escapes it as any other text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from itdesk.store import matching, words
+from itdesk.store.narrowing import Filter
+from itdesk.store.words import Words
+
+# The newest matches that are counted, and the assignees that are named.
+MOST_COUNTED = 1000
+_MOST_ASSIGNEES = 20
+# How much of a text, and how many of the newest comments, are looked through for the words.
+_LONGEST_TEXT = 5000
+_COMMENTS = 10
+# Control characters that no stored text keeps after `translate`.
+_OPEN, _CLOSE = "\x02", "\x03"
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of a ticket's text; `marks` are [start, length] in characters of `text`."""
+
+    field: str
+    text: str
+    marks: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """How many of the matches have a value; `name` is what people call it."""
+
+    value: str
+    name: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """How the matches divide; unless `exact`, only the newest `counted` ones are counted."""
+
+    counted: int
+    exact: bool
+    status: list[Facet]
+    priority: list[Facet]
+    project: list[Facet]
+    assignee: list[Facet]
+
+
+_HEADLINE = f"""ts_headline('english', translate(left({{0}}, {_LONGEST_TEXT}), $6, ''), q,
+    $7 || ', MaxFragments=2, MaxWords=16, MinWords=6, ShortWord=0')"""
+_WHOLE = "ts_headline('english', translate({0}, $6, ''), q, $7 || ', HighlightAll=true')"
+
+
+async def snippets(
+    conn: Any, wanted: Filter, ids: Sequence[UUID], *, scope: UUID | None
+) -> dict[UUID, list[Snippet]]:
+    """Return where the words of a search stand in these tickets, as far as a reader may read."""
+    if wanted.q is None:
+        return {}
+    read = Words.read(wanted.q)
+    query = f"""
+        SELECT t.id, {_WHOLE.format("t.title")} AS title,
+               {_HEADLINE.format("t.description")} AS description,
+               ARRAY(SELECT {_HEADLINE.format("c.body")} FROM (
+                   SELECT body, created_at, id FROM ticket_comments
+                   WHERE ticket_id = t.id AND ($5 OR NOT internal)
+                   ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
+               ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
+        FROM tickets t CROSS JOIN (SELECT {words.QUERY} AS q WHERE $3::text IS NOT NULL) AS asked
+        WHERE t.id = ANY ($4::uuid[])
+    """  # noqa: S608 - literals of this module
+    rows = await conn.fetch(
+        query, read.whole, read.last, read.key, ids, scope is None, _OPEN + _CLOSE,
+        f'StartSel="{_OPEN}", StopSel="{_CLOSE}"',
+    )  # fmt: skip
+    return {row["id"]: _of_ticket(row) for row in rows}
+
+
+def _of_ticket(row: Any) -> list[Snippet]:
+    said = next((text for text in row["comments"] if _OPEN in text), "")
+    texts = (("title", row["title"]), ("description", row["description"]), ("comment", said))
+    return [_snippet(field, text) for field, text in texts if _OPEN in text]
+
+
+def _snippet(field: str, marked: str) -> Snippet:
+    plain, *pieces = marked.split(_OPEN)
+    marks: list[list[int]] = []
+    for piece in pieces:
+        word, _, rest = piece.partition(_CLOSE)
+        marks.append([len(plain), len(word)])
+        plain += word + rest
+    return Snippet(field, plain, marks)
+
+
+async def facets(conn: Any, wanted: Filter, *, scope: UUID | None) -> Facets:
+    """Return how the matches of a search divide."""
+    found = await matching.newest(conn, wanted, scope=scope, count=MOST_COUNTED + 1)
+    ids = [one.id for one in found[:MOST_COUNTED]]
+    query = f"""
+        WITH hits AS MATERIALIZED (
+            SELECT t.id, t.status, t.status_rank, t.priority, t.priority_rank, t.project_id
+            FROM unnest($1::uuid[]) AS hit (id) JOIN tickets t ON t.id = hit.id
+        )
+        (SELECT 'status' AS facet, status AS value, status AS name, count(*) AS count
+         FROM hits GROUP BY status, status_rank ORDER BY status_rank)
+        UNION ALL
+        (SELECT 'priority', priority, priority, count(*)
+         FROM hits GROUP BY priority, priority_rank ORDER BY priority_rank DESC)
+        UNION ALL
+        (SELECT 'project', p.key, p.name, count(*)
+         FROM hits JOIN projects p ON p.id = hits.project_id
+         GROUP BY p.key, p.name ORDER BY 4 DESC, 2)
+        UNION ALL
+        (SELECT 'assignee', u.id::text, u.name, count(*)
+         FROM hits JOIN ticket_assignees a ON a.ticket_id = hits.id JOIN users u ON u.id = a.user_id
+         GROUP BY u.id, u.name ORDER BY 4 DESC, 3, 2 LIMIT {_MOST_ASSIGNEES})
+    """  # noqa: S608 - literals of this module
+    rows = await conn.fetch(query, ids)
+    by: dict[str, list[Facet]] = {"status": [], "priority": [], "project": [], "assignee": []}
+    for row in rows:
+        by[row["facet"]].append(Facet(row["value"], row["name"], row["count"]))
+    return Facets(counted=len(ids), exact=len(found) <= MOST_COUNTED, **by)
