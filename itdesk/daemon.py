@@ -29,6 +29,7 @@ from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.mail import Mail
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -137,6 +138,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
+            mail=Mail(db, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,

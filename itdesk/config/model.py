@@ -82,6 +82,14 @@ class Server(Section):
     request_seconds: Seconds = 30
     max_body: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
 
+    @property
+    def link_base(self) -> str:
+        """Return what links in mails start with: the frontend, or this daemon without one."""
+        base = self.frontend_base_url
+        if self.public_url and "frontend_base_url" not in self.model_fields_set:
+            base = self.public_url
+        return base.rstrip("/")
+
 
 class Log(Section):
     level: LogLevel = "INFO"
@@ -163,6 +171,8 @@ class Scheduler(Section):
 
 class Mail(Section):
     plugin: str | None = None
+    desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
+    templates_dir: Path | None = None
 
 
 class Ai(Section):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from itdesk.desk.health import Health
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.mail import Mail
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.scans import Scans
@@ -42,6 +43,7 @@ class Desk:
     tickets: Tickets
     journal: Journal
     jobs: Jobs
+    mail: Mail
     schedules: Schedules
     stats: Statistics
     upload_dir: Path
