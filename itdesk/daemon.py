@@ -33,12 +33,16 @@ from itdesk.desk.mail import Mail
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
+from itdesk.desk.proofs import Proofs
+from itdesk.desk.recovery import Recovery
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
+from itdesk.desk.signups import Signups
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
+from itdesk.desk.verification import Verification
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -116,6 +120,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
+        mail = Mail(db, settings)
+        proofs = Proofs(mail, settings, keys.derive("verification-codes"))
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -128,7 +134,10 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             plugins=plugins,
             tokens=tokens,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, settings.auth),
+            accounts=Accounts(db, passwords, sessions, proofs),
+            signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
+            verification=Verification(db, sessions, proofs, clock),
+            recovery=Recovery(db, passwords, sessions, proofs),
             projects=Projects(db),
             tickets=Tickets(
                 db,
@@ -138,7 +147,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
-            mail=Mail(db, settings),
+            mail=mail,
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -189,6 +198,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

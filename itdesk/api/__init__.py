@@ -5,8 +5,10 @@ from itdesk.api import (
     attachments,
     auth,
     docs,
+    identity,
     jobs,
     journal,
+    pages,
     projects,
     stats,
     system,
@@ -19,6 +21,7 @@ from itdesk.api.route import Route
 # In the order of the documentation: what people come for first, what monitors ask last.
 ROUTES: tuple[Route, ...] = (
     *auth.ROUTES,
+    *identity.ROUTES,
     *tickets.ROUTES,
     *attachments.ROUTES,
     *projects.ROUTES,
@@ -28,6 +31,7 @@ ROUTES: tuple[Route, ...] = (
     *journal.ROUTES,
     *jobs.ROUTES,
     *system.ROUTES,
+    *pages.ROUTES,
     *docs.ROUTES,
     *asyncapi.ROUTES,
 )

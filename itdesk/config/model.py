@@ -122,6 +122,7 @@ class Auth(Section):
     refresh_cookie_name: CookieName = "itdesk_refresh"
     password_reset_token_expire_hours: Annotated[int, Field(ge=1, le=168)] = 2
     verification_token_expire_hours: Annotated[int, Field(ge=1, le=720)] = 24
+    invitation_expire_hours: Annotated[int, Field(ge=1, le=720)] = 72
     require_verified_email: bool | None = None
     allow_registration: bool = True
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12

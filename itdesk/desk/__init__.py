@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from itdesk.desk.mail import Mail
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.recovery import Recovery
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
     from itdesk.desk.sessions import Sessions
+    from itdesk.desk.signups import Signups
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.verification import Verification
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -39,6 +42,9 @@ class Desk:
     tokens: Tokens
     sessions: Sessions
     accounts: Accounts
+    signups: Signups
+    verification: Verification
+    recovery: Recovery
     projects: Projects
     tickets: Tickets
     journal: Journal
