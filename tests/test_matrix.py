@@ -381,6 +381,8 @@ async def ask(
     how: dict[str, Any] = {}
     if "body" in entry:
         how["json"] = await world.fill(entry["body"], caller, places)
+    if "fields" in entry:
+        how["data"] = await world.fill(entry["fields"], caller, places)
     if entry.get("sends") == "form":
         how["data"] = FormData()
         how["data"].add_field("file", TEXT, filename="a.txt", content_type="text/plain")

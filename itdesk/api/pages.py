@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from itdesk.api import payload
 from itdesk.api.identity import Address, LinkProof, NewSecret
@@ -50,17 +50,9 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 
 class LinkQuery(Query):
-    """What a link in a mail brings; what mail programs add to it is ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    """What a link in a mail brings."""
 
     token: str = Field("", max_length=2000, description="What the link of the mail holds.")
-
-
-class PlainQuery(Query):
-    """Nothing; what mail programs add is ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 def _page(title: str, inner: str, status: int = 200) -> Reply:
@@ -133,10 +125,8 @@ async def forgot_page(call: Call) -> Reply:
     return _forgot_form({})
 
 
-def _posted(
-    model: type[Body], again: Callable[..., Reply]
-) -> Callable[[Callable[[Call], Awaitable[Reply]]], Handler]:
-    """Read a form as this model; whatever is wrong is shown to people, above the same form."""
+def _posted(again: Callable[..., Reply]) -> Callable[[Handler], Handler]:
+    """Read a form as the route's body; what is wrong is shown to people, above the same form."""
 
     def decorate(handler: Handler) -> Handler:
         @wraps(handler)
@@ -144,7 +134,7 @@ def _posted(
             form: dict[str, str] = {}
             try:
                 form = await _read_form(call)
-                call.body = _parsed(model, form)
+                call.body = _parsed(call.route, form)
                 return await handler(call)
             except DeskError as exc:
                 if exc.status >= 500:
@@ -167,9 +157,10 @@ async def _read_form(call: Call) -> dict[str, str]:
     return dict(pairs)
 
 
-def _parsed(model: type[Body], form: Mapping[str, str]) -> Any:
+def _parsed(route: Route | None, form: Mapping[str, str]) -> Any:
+    assert route is not None and route.body is not None
     try:
-        return model.model_validate(form)
+        return route.body.model_validate(form)
     except ValidationError as exc:
         problem = payload.invalid(exc)
         first = problem.details["fields"][0]
@@ -179,14 +170,14 @@ def _parsed(model: type[Body], form: Mapping[str, str]) -> Any:
         raise Invalid(f"The {noun} {first['problem']}.") from None
 
 
-@_posted(LinkProof, _verify_form)
+@_posted(_verify_form)
 async def verify(call: Call) -> Reply:
     """Confirm an address; the browser is not signed in by that."""
     await call.desk.verification.confirm(call.body.token)
     return _page("Your address is confirmed", "<p>You can sign in now.</p>")
 
 
-@_posted(NewSecret, _reset_form)
+@_posted(_reset_form)
 async def reset(call: Call) -> Reply:
     """Set a password."""
     await call.desk.recovery.reset(call.body.token, call.body.new_password)
@@ -194,7 +185,7 @@ async def reset(call: Call) -> Reply:
     return _page("Your password is set", text)
 
 
-@_posted(Address, _forgot_form)
+@_posted(_forgot_form)
 async def forgot(call: Call) -> Reply:
     """Ask for a link."""
     await call.desk.recovery.forgot(call.body.email)
@@ -202,26 +193,26 @@ async def forgot(call: Call) -> Reply:
     return _page("Look into your mail", text)
 
 
-def _get(id: str, path: str, handler: Handler, query: type[Query]) -> Route:
+def _get(id: str, path: str, handler: Handler, query: type[Query] | None = None) -> Route:
     return Route(
         id=id, method="GET", path=path, handler=handler, who=Who.PUBLIC, tag="pages",
         query=query, response=bytes, response_media=_HTML, root=True,
     )  # fmt: skip
 
 
-def _post(id: str, path: str, handler: Handler) -> Route:
+def _post(id: str, path: str, handler: Handler, body: type[Body]) -> Route:
     return Route(
         id=id, method="POST", path=path, handler=handler, who=Who.PUBLIC, tag="pages",
-        body_media=FORM, response=bytes, response_media=_HTML, rate="auth", root=True,
+        body=body, body_media=FORM, response=bytes, response_media=_HTML, rate="auth", root=True,
         also={400: bytes, 422: bytes},
     )  # fmt: skip
 
 
 ROUTES: list[Route] = [
     _get("R13", "/verify-email", verify_page, LinkQuery),
-    _post("R13", "/verify-email", verify),
-    _get("R16", "/forgot-password", forgot_page, PlainQuery),
-    _post("R16", "/forgot-password", forgot),
+    _post("R13", "/verify-email", verify, LinkProof),
+    _get("R16", "/forgot-password", forgot_page),
+    _post("R16", "/forgot-password", forgot, Address),
     _get("R17", "/reset-password", reset_page, LinkQuery),
-    _post("R17", "/reset-password", reset),
+    _post("R17", "/reset-password", reset, NewSecret),
 ]
