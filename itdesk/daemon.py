@@ -30,6 +30,7 @@ from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.mail import Mail
+from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -115,6 +116,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
+        mail = Mail(db, settings, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
@@ -138,7 +140,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
-            mail=Mail(db, settings),
+            mail=mail,
+            notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -146,6 +149,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        if settings.mail.plugin is not None:
+            mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
         await _open_work(desk)
         yield desk
 
@@ -189,6 +194,9 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    desk.schedules.register(desk.mail.schedule())
+    desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
+    desk.jobs.gauges.append(desk.mail.waiting)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():
