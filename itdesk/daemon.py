@@ -30,6 +30,7 @@ from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.mail import Mail
+from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -119,8 +120,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
+        mail = Mail(db, settings, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
-        mail = Mail(db, settings)
         proofs = Proofs(mail, settings, keys.derive("verification-codes"))
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
@@ -148,6 +149,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             journal=Journal(db),
             jobs=jobs,
             mail=mail,
+            notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -155,6 +157,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        if settings.mail.plugin is not None:
+            mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
         await _open_work(desk)
         yield desk
 
@@ -199,6 +203,9 @@ async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
+    desk.schedules.register(desk.mail.schedule())
+    desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
+    desk.jobs.gauges.append(desk.mail.waiting)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

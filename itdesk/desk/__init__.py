@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
     from itdesk.desk.mail import Mail
+    from itdesk.desk.notices import Notices
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.recovery import Recovery
@@ -50,6 +51,7 @@ class Desk:
     journal: Journal
     jobs: Jobs
     mail: Mail
+    notices: Notices
     schedules: Schedules
     stats: Statistics
     upload_dir: Path

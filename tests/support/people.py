@@ -20,6 +20,7 @@ from itdesk.desk.signups import Signups
 from itdesk.desk.tokens import Keys, Tokens
 from itdesk.model import SYSTEM, Caller, Role, User, new_id
 from itdesk.runtime.clock import FakeClock
+from itdesk.runtime.metrics import Metrics
 from itdesk.store.db import Database, Limits
 
 PASSWORD = "correct horse battery staple"
@@ -43,7 +44,7 @@ class Office:
             self.db, self.tokens, self.passwords, self.auth, self.clock, remembered=self.remembered
         )
         settings = Settings(auth=self.auth)
-        self.proofs = Proofs(Mail(self.db, settings), settings, b"a secret for codes")
+        self.proofs = Proofs(Mail(self.db, settings, Metrics()), settings, b"a secret for codes")
         self.accounts = Accounts(self.db, self.passwords, self.sessions, self.proofs)
         self.signups = Signups(
             self.db, self.passwords, self.sessions, self.proofs, self.auth, self.clock
