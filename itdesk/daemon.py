@@ -138,7 +138,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             accounts=Accounts(db, passwords, sessions, proofs),
             signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
             verification=Verification(db, sessions, proofs, clock),
-            recovery=Recovery(db, passwords, sessions, proofs),
+            recovery=Recovery(db, passwords, sessions, proofs, clock),
             projects=Projects(db),
             tickets=Tickets(
                 db,

@@ -7,6 +7,7 @@ who mail anything here hold the person first.
 
 import hashlib
 import hmac
+import random
 import re
 import secrets
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from itdesk.config import Settings
 from itdesk.desk.mail import Mail
 from itdesk.errors import BadRequest
 from itdesk.model import Caller, Event, MailKind, Role, Source, User
+from itdesk.runtime.clock import Clock
 from itdesk.store import proofs
 from itdesk.store.db import Transaction
 
@@ -28,6 +30,12 @@ FORGOT_PATH = "forgot-password"
 # Mails with links that one person gets within an hour, however many ask for them: nobody's mailbox
 # is flooded, and nobody gets many codes to guess at.
 MOST_AN_HOUR = 5
+
+# Links that are asked for are made at some moment within these: the little that it costs when there
+# is an account shall not be felt by whatever is asked next.
+SCATTER_SECONDS = 0.5
+# So many of them may wait for that moment, of each kind.
+ABREAST = 16
 
 # Whoever asked for a mail did not say who they are.
 SOMEBODY = Caller(user_id=None, name="somebody", role=Role.USER, source=Source.API)
@@ -136,6 +144,11 @@ class Proofs:
         await self._mail.queue(
             tx, template, user.email, values, kind=kind, event_id=event.id if event else None
         )
+
+
+async def at_some_moment(clock: Clock) -> None:
+    """Return within SCATTER_SECONDS."""
+    await clock.sleep(random.uniform(0, SCATTER_SECONDS))
 
 
 def require_code(code: str) -> None:

@@ -6,11 +6,12 @@ password that is set this way ends every session and every other link.
 
 from itdesk.desk.jobs import Job
 from itdesk.desk.passwords import Passwords
-from itdesk.desk.proofs import Proofs, as_caller, hash_of_link, not_valid
+from itdesk.desk.proofs import ABREAST, Proofs, as_caller, at_some_moment, hash_of_link, not_valid
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.verification import MailTo
 from itdesk.hookspecs import JobType
 from itdesk.model import Event
+from itdesk.runtime.clock import Clock
 from itdesk.store import proofs as store
 from itdesk.store import users
 from itdesk.store.db import Database
@@ -22,12 +23,18 @@ class Recovery:
     """Mails links that set passwords, and takes them."""
 
     def __init__(
-        self, db: Database, passwords: Passwords, sessions: Sessions, proofs: Proofs
+        self,
+        db: Database,
+        passwords: Passwords,
+        sessions: Sessions,
+        proofs: Proofs,
+        clock: Clock,
     ) -> None:
         self._db = db
         self._passwords = passwords
         self._sessions = sessions
         self._proofs = proofs
+        self._clock = clock
 
     async def forgot(self, email: str) -> None:
         """Mail a link that sets a new password, if the address has an account."""
@@ -63,10 +70,11 @@ class Recovery:
 
     def jobs(self) -> tuple[JobType, ...]:
         """Return the kinds of jobs that mail links."""
-        return (JobType(name=FORGOT, handle=self._forgot),)
+        return (JobType(name=FORGOT, handle=self._forgot, concurrency=ABREAST),)
 
     async def _forgot(self, job: Job) -> None:
         email = job.read(MailTo).email
+        await at_some_moment(self._clock)
         async with job.transaction() as tx:
             account = await users.account_of(tx.conn, email, lock=True)
             if account is None or not account.user.is_active:

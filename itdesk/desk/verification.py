@@ -10,7 +10,15 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from itdesk.desk.jobs import Job
-from itdesk.desk.proofs import Proofs, as_caller, hash_of_link, not_valid, require_code
+from itdesk.desk.proofs import (
+    ABREAST,
+    Proofs,
+    as_caller,
+    at_some_moment,
+    hash_of_link,
+    not_valid,
+    require_code,
+)
 from itdesk.desk.sessions import Sessions, SignedIn
 from itdesk.hookspecs import JobType
 from itdesk.model import Event, User
@@ -90,10 +98,11 @@ class Verification:
 
     def jobs(self) -> tuple[JobType, ...]:
         """Return the kinds of jobs that mail links."""
-        return (JobType(name=RESEND, handle=self._resend),)
+        return (JobType(name=RESEND, handle=self._resend, concurrency=ABREAST),)
 
     async def _resend(self, job: Job) -> None:
         email = job.read(MailTo).email
+        await at_some_moment(self._clock)
         async with job.transaction() as tx:
             account = await users.account_of(tx.conn, email, lock=True)
             if account is None or not account.user.is_active or account.user.is_verified:
