@@ -5,5 +5,6 @@ pytest_plugins = [
     "tests.support.clamd",
     "tests.support.daemon",
     "tests.support.desk",
+    "tests.support.house",
     "tests.support.jobs",
 ]

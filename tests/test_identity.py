@@ -1,7 +1,6 @@
 """Accounts by mail, end to end: the real daemon, a real mail server, links read out of mails."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,19 +18,8 @@ from tests.support.house import (
     WELCOME,
     House,
     address,
-    opened_house,
 )  # fmt: skip
 from tests.support.postbox import code_in, link_in, text_of, token_in
-from tests.support.postgres import Server
-
-
-@pytest.fixture(scope="module")
-def house(pg_server: Server) -> Iterator[House]:
-    """One daemon with mail and a frontend, not in development, for the whole module."""
-    env = {"FRONTEND_BASE_URL": FRONTEND, "ITDESK_SERVER__ENV": "test"}
-    with opened_house(pg_server, **env) as house:
-        yield house
-
 
 # --- verifying an address -----------------------------------------------------------------------
 

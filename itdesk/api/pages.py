@@ -154,6 +154,8 @@ async def _read_form(call: Call) -> dict[str, str]:
         pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=10)
     except ValueError as exc:
         raise BadRequest("Send the form as it is on the page.") from exc
+    if any("\0" in value for _, value in pairs):
+        raise BadRequest("Send the form as it is on the page.")
     return dict(pairs)
 
 

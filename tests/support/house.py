@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import pytest
 
 from tests.support.daemon import PASSWORD, Answer, Live, live_on, make_daemon, wait
 from tests.support.postbox import Postbox, mail_env, postbox, token_in
@@ -100,11 +101,12 @@ def address() -> str:
 
 
 @contextmanager
-def opened_house(pg_server: Server, **env: str) -> Iterator[House]:
+def opened_house(pg_server: Server, port: int = 0, **env: str) -> Iterator[House]:
     """Lend a daemon that sends mail, on a database of its own."""
     url = wait(pg_server.create())
     with postbox() as box:
         daemon = make_daemon(url, **mail_env(box), **env)
+        daemon.port = port
         daemon.start()
         try:
             yield House(wait(live_on(daemon)), box)
@@ -114,3 +116,10 @@ def opened_house(pg_server: Server, **env: str) -> Iterator[House]:
             log = daemon.log.read_text()
             shutil.rmtree(daemon.state_dir)
             assert status == 0, log[-3000:]
+
+
+@pytest.fixture(scope="session")
+def house(pg_server: Server) -> Iterator[House]:
+    """One daemon with mail and a frontend, not in development, for all who only talk to it."""
+    with opened_house(pg_server, FRONTEND_BASE_URL=FRONTEND, ITDESK_SERVER__ENV="test") as house:
+        yield house
