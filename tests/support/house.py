@@ -86,13 +86,13 @@ class House:
         return found
 
     async def events(self, email: str) -> list[str]:
-        """Return the types of what the journal has of a person, in order."""
+        """Return the types of what the journal has of a person, in alphabetical order."""
         rows = await self.sql(
             "SELECT type FROM events WHERE data->>'user_id' = (SELECT id::text FROM users"
-            " WHERE lower(email) = lower($1)) ORDER BY created_at, id",
+            " WHERE lower(email) = lower($1))",
             email,
         )
-        return [row["type"] for row in rows]
+        return sorted(row["type"] for row in rows)
 
 
 def address() -> str:
