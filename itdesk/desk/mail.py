@@ -256,7 +256,7 @@ class Mail:
         return replace(page, total=total)
 
     async def retry(self, caller: Caller, ref: str | UUID) -> Email:
-        """Let a mail that failed or was skipped be sent after all."""
+        """Let a mail that failed or was skipped be sent after all, as soon as a plugin can."""
         caller.require(Role.ADMIN, "retry mails")
         async with self._db.transaction() as tx:
             before = await emails.get(tx.conn, _id(ref), lock=True)
@@ -266,11 +266,6 @@ class Mail:
                     f" {before.status}.",
                     code="E_EMAIL_STATE",
                     details={"status": before.status},
-                )
-            if not self.on:
-                raise Conflict(
-                    "No plugin sends mail: set SMTP_HOST and start itdesk again.",
-                    code="E_EMAIL_OFF",
                 )
             after = await emails.requeue(tx.conn, before.id)
             if after is None:
