@@ -15,7 +15,7 @@ from itdesk.model import new_id
 from tests.support.daemon import Daemon, Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
 from tests.support.postgres import Server
-from tests.support.smtp import MailServer
+from tests.support.smtp import PASSWORD, MailServer
 
 QUICK = {
     "ITDESK_JOBS__POLL_SECONDS": "1",
@@ -39,7 +39,11 @@ def post_office() -> Iterator[MailServer]:
 def mailing(pg_server: Server, post_office: MailServer) -> Iterator[Live]:
     """One daemon that mails, for all tests here that need no own."""
     url = wait(pg_server.create())
-    more = {"ITDESK_MAIL__BURST": "1000", "FRONTEND_BASE_URL": "https://desk.example.org/app"}
+    more = {
+        "ITDESK_MAIL__BURST": "1000",
+        "FRONTEND_BASE_URL": "https://desk.example.org/app",
+        "LOG_LEVEL": "DEBUG",
+    }
     daemon = make_daemon(url, **post_office.env(**QUICK, **more))
     daemon.start()
     try:
@@ -50,6 +54,8 @@ def mailing(pg_server: Server, post_office: MailServer) -> Iterator[Live]:
         log = daemon.log.read_text()
         assert status == 0, log[-3000:]
         assert "Traceback" not in log, log[-6000:]
+        # What mails say, and the password, is in no line, DEBUG included.
+        assert [w for w in ("nuisance", "Third floor", "Which floor", PASSWORD) if w in log] == []
 
 
 @dataclass
