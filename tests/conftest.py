@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.support.desk",
     "tests.support.house",
     "tests.support.jobs",
+    "tests.support.smtp",
 ]
