@@ -5,7 +5,7 @@ pytest_plugins = [
     "tests.support.clamd",
     "tests.support.daemon",
     "tests.support.desk",
-    "tests.support.house",
     "tests.support.jobs",
     "tests.support.smtp",
+    "tests.support.house",
 ]

@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 
 from tests.support.daemon import PASSWORD, Answer, Live, live_on, make_daemon, wait
-from tests.support.postbox import Postbox, mail_env, postbox, token_in
+from tests.support.postbox import Postbox, token_in
 from tests.support.postgres import Server
+from tests.support.smtp import MailServer
 
 FRONTEND = "https://desk.example.org/app"
 ANOTHER = "another good passphrase"
@@ -72,8 +73,11 @@ class House:
             await conn.close()
 
     async def settled(self) -> None:
-        """Return once no job and no mail is left to be done."""
-        query = "SELECT 1 FROM jobs WHERE state IN ('waiting', 'leased')"
+        """Return once no link is left to be made and no mail to be sent."""
+        query = """
+            SELECT 1 FROM jobs WHERE state IN ('waiting', 'leased')
+            AND type IN ('auth.forgot', 'auth.resend', 'mail.deliver')
+        """
         async with asyncio.timeout(20):
             while True:
                 if not await self.sql(query):
@@ -103,19 +107,23 @@ def address() -> str:
 @contextmanager
 def opened_house(pg_server: Server, port: int = 0, **env: str) -> Iterator[House]:
     """Lend a daemon that sends mail, on a database of its own."""
-    url = wait(pg_server.create())
-    with postbox() as box:
-        daemon = make_daemon(url, **mail_env(box), **env)
-        daemon.port = port
-        daemon.start()
-        try:
-            yield House(wait(live_on(daemon)), box)
-        finally:
-            status = daemon.stop()
-            wait(pg_server.drop(url))
-            log = daemon.log.read_text()
-            shutil.rmtree(daemon.state_dir)
-            assert status == 0, log[-3000:]
+    url, server = wait(pg_server.create()), MailServer()
+    server.start()
+    settings = server.env(**env)
+    # As it is by itself where mail is configured.
+    del settings["ITDESK_AUTH__REQUIRE_VERIFIED_EMAIL"]
+    daemon = make_daemon(url, **settings)
+    daemon.port = port
+    daemon.start()
+    try:
+        yield House(wait(live_on(daemon)), Postbox(server))
+    finally:
+        status = daemon.stop()
+        server.end()
+        wait(pg_server.drop(url))
+        log = daemon.log.read_text()
+        shutil.rmtree(daemon.state_dir)
+        assert status == 0, log[-3000:]
 
 
 @pytest.fixture(scope="session")
