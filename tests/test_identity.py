@@ -1,11 +1,17 @@
 """Accounts by mail, end to end: the real daemon, a real mail server, links read out of mails."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.daemon import PASSWORD, Answer, Person
+from itdesk.config.model import Server as ServerSettings
+from itdesk.desk.proofs import MOST_AN_HOUR
+from itdesk.desk.verification import Visit
+from itdesk.errors import Forbidden, InvalidCredentials
+from tests.support.daemon import PASSWORD, Answer, Daemon, Live, Person
+from tests.support.desk import bench_on
 from tests.support.house import (
     ANOTHER,
     CHANGED,
@@ -20,6 +26,7 @@ from tests.support.house import (
     address,
 )  # fmt: skip
 from tests.support.postbox import code_in, link_in, text_of, token_in
+from tests.support.postgres import Server
 
 # --- verifying an address -----------------------------------------------------------------------
 
@@ -559,3 +566,97 @@ async def test_what_is_no_link_is_refused_in_one_way(house: House) -> None:
     assert len(seen) == 1
     (await house.post("verify", token="A" * 201)).refused(422, "E_VALIDATION_ERROR")
     (await house.post("verify", token="")).refused(422, "E_VALIDATION_ERROR")
+
+
+# --- without mail, in production, under a flood --------------------------------------------------
+
+
+async def test_a_developer_reads_the_link_and_the_code_in_the_answer(live: Live) -> None:
+    """S4-31, S4-12, S2-19: in development, without any mail server; nothing has to be verified."""
+    for path, name in (("verify", "token"), ("verify-code", "code")):
+        email = address()
+        asked = {"email": email, "password": PASSWORD, "name": "New One"}
+        made = (await live.nobody.post("/auth/register", asked)).expect(201)
+        (await live.nobody.post("/auth/register", asked)).refused(409, "E_USER_EMAIL_EXISTS")
+        assert set(made) == {"message", "user", "verification_token", "verification_code"}
+        await live.sign_in(email)
+        proof = {name: made[f"verification_{name}"]}
+        if name == "code":
+            proof["email"] = email
+        done = (await live.nobody.post(f"/auth/{path}", proof)).expect(200)
+        assert done["user"]["is_verified"] is True
+        mails = (await live.admin.get("/emails", params={"to": email})).expect(200)
+        assert {mail["status"] for mail in mails} == {"skipped"}
+        assert {mail["kind"] for mail in mails} == {"verification", "welcome"}
+
+
+async def test_email_login_without_mail_keeps_its_promises(live: Live) -> None:
+    """S4-32, R12: a wrong password is 401, for register tells as much here by its 409."""
+    email = address()
+    asked = {"email": email, "password": PASSWORD}
+    for outcome in ("account_created_verification_sent", "verification_sent"):
+        answer = await live.nobody.post("/auth/email-login", asked)
+        assert answer.expect(200) == {"message": outcome, "requires_verification": True}
+        assert "Set-Cookie" not in answer.headers
+    person = await live.person()
+    known = {"email": person.email, "password": PASSWORD}
+    done = (await live.nobody.post("/auth/email-login", known)).expect(200)
+    assert done["message"] == "logged_in" and done["user"]["id"] == person.id
+    wrong = await live.nobody.post("/auth/email-login", {**known, "password": "not the right one"})
+    wrong.refused(401, "E_AUTH_INVALID_CREDENTIALS")
+    weak = {"email": address(), "password": "password123"}
+    (await live.nobody.post("/auth/email-login", weak)).refused(422, "E_VALIDATION_ERROR")
+
+
+async def test_production_shows_no_link(
+    pg_server: Server, new_daemon: Callable[..., Daemon]
+) -> None:
+    """S4-31, S4-05: neither token nor code; a taken address is 409 without verification."""
+    url = await pg_server.create()
+    try:
+        cost = {"ITDESK_AUTH__BCRYPT_COST": "10"}
+        daemon = new_daemon(url, ENV="production", ITDESK_DATABASE__MIGRATE_ON_START="true", **cost)
+        daemon.start()
+        asked = {"email": address(), "password": PASSWORD, "name": "New One"}
+        made = await Person(daemon.url).post("/auth/register", asked)
+        assert set(made.expect(201)) == {"message", "user"}
+        again = await Person(daemon.url).post("/auth/register", asked)
+        again.refused(409, "E_USER_EMAIL_EXISTS")
+        assert daemon.stop() == 0
+    finally:
+        await pg_server.drop(url)
+
+
+async def test_nobody_is_sent_more_than_five_links_an_hour(database_url: str) -> None:
+    """Whoever floods a mailbox by asking, or wants ever new codes to guess at, gets no more."""
+    async with bench_on(database_url) as bench:
+        signups, email = bench.desk.signups, address()
+        await signups.register(email, PASSWORD, "New One")
+        for _ in range(8):
+            assert (await signups.email_login(email, PASSWORD, Visit())).signed_in is None
+        count = "SELECT count(*) FROM emails WHERE kind = 'verification'"
+        assert await bench.sql(count) == MOST_AN_HOUR
+        older = "UPDATE verification_tokens SET created_at = created_at - interval '61 minutes'"
+        await bench.sql(older)
+        await signups.email_login(email, PASSWORD, Visit())
+        assert await bench.sql(count) == MOST_AN_HOUR + 1
+
+
+async def test_closed_registration_opens_no_account_by_any_door(database_url: str) -> None:
+    """R5, R12: an address without an account is refused as a wrong password is."""
+    async with bench_on(database_url, ITDESK_AUTH__ALLOW_REGISTRATION="false") as bench:
+        with pytest.raises(Forbidden):
+            await bench.desk.signups.register(address(), PASSWORD, "New One")
+        with pytest.raises(InvalidCredentials):
+            await bench.desk.signups.email_login(address(), PASSWORD, Visit())
+        assert await bench.sql("SELECT count(*) FROM users") == 0
+
+
+def test_links_lead_to_the_frontend_or_to_the_daemon_itself() -> None:
+    """S4-11: the default names no frontend of anybody's once the daemon's own address is known."""
+    own, front = "https://desk.example.org", "https://front.example.org"
+    default = ServerSettings().frontend_base_url
+    assert ServerSettings(frontend_base_url=front, public_url=own).link_base == front
+    assert ServerSettings(public_url=own).link_base == own
+    assert ServerSettings(public_url=own, frontend_base_url=default).link_base == own
+    assert ServerSettings().link_base == default

@@ -146,7 +146,7 @@ def _entered(call: Call, outcome: Outcome, signed_in: SignedIn | None) -> Reply:
 def _verified(call: Call, verified: Verified) -> Reply:
     signed_in = verified.signed_in
     if signed_in is None:
-        text = "The address is confirmed. Somebody else is signed in here, and stays so."
+        text = "The address is confirmed. Sign in by it to go on."
         return Reply(AddressVerified(text, False, verified.user))
     answer = AddressVerified("The address is confirmed. You are signed in.", True, verified.user)
     return Reply(answer, 200, session_cookies(call, signed_in))

@@ -86,7 +86,8 @@ class Server(Section):
     def link_base(self) -> str:
         """Return what links in mails start with: the frontend, or this daemon without one."""
         base = self.frontend_base_url
-        if self.public_url and "frontend_base_url" not in self.model_fields_set:
+        # As it is in the file that `itdesk init` writes, it names no frontend of anybody's.
+        if self.public_url and base == type(self).model_fields["frontend_base_url"].default:
             base = self.public_url
         return base.rstrip("/")
 

@@ -108,10 +108,15 @@ class Sessions:
                 raise Forbidden("This account is switched off.")
             return await self._start(tx, account, source, "", f"itdesk {source}")
 
-    async def open_for(
-        self, tx: Transaction, account: users.Account, *, address: str = "", user_agent: str = ""
+    async def open(
+        self,
+        tx: Transaction,
+        account: users.Account,
+        *,
+        address: str = "",
+        user_agent: str = "",
     ) -> SignedIn:
-        """Open a session for somebody who just proved that the account's mailbox is theirs."""
+        """Let in whoever proved to be this person, by whatever means."""
         return await self._start(tx, account, Source.API, address, user_agent)
 
     async def refresh(self, token: str, *, address: str = "", user_agent: str = "") -> SignedIn:

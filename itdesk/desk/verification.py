@@ -43,7 +43,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Whose address was verified, and their session unless somebody else's was in its place."""
+    """Whose address was verified, and their session where one could be opened."""
 
     user: User
     signed_in: SignedIn | None
@@ -133,7 +133,7 @@ class Verification:
         if visit.user_id not in (None, account.user.id):
             # The browser is somebody else's now: their session stays.
             return Verified(account.user, None)
-        signed_in = await self._sessions.open_for(
+        entered = await self._sessions.open(
             tx, account, address=visit.address, user_agent=visit.user_agent
         )
-        return Verified(account.user, signed_in)
+        return Verified(account.user, entered)
