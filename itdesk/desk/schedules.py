@@ -109,10 +109,6 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
             db,
             days=settings.jobs.keep_days,
             mail_days=settings.mail.keep_days,
-            secret_hours=max(
-                settings.auth.verification_token_expire_hours,
-                settings.auth.password_reset_token_expire_hours,
-            ),
         )
 
     seconds = settings.scheduler
@@ -122,9 +118,7 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
     )
 
 
-async def clean_up(
-    db: Database, *, days: int, mail_days: int = 90, secret_hours: int = 24
-) -> dict[str, int]:
+async def clean_up(db: Database, *, days: int, mail_days: int = 90) -> dict[str, int]:
     """Delete what is over; jobs, runs and mails that ended are kept for so many days.
 
     What mails say whose links are over is forgotten. Return how many of each.
@@ -137,7 +131,7 @@ async def clean_up(
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),
         "jobs": partial(jobs_store.delete_finished, days=days),
-        "secrets": partial(emails.forget_secrets, hours=secret_hours),
+        "secrets": emails.forget_secrets,
         "emails": partial(emails.delete_old, days=mail_days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}
