@@ -32,17 +32,23 @@ from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.mail import Mail
+from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
+from itdesk.desk.proofs import Proofs
+from itdesk.desk.recovery import Recovery
 from itdesk.desk.rescans import Rescans
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
+from itdesk.desk.signups import Signups
 from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
+from itdesk.desk.verification import Verification
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -119,7 +125,9 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
+        mail = Mail(db, settings, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
+        proofs = Proofs(mail, settings, keys.derive("verification-codes"))
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -132,7 +140,10 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             plugins=plugins,
             tokens=tokens,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, settings.auth),
+            accounts=Accounts(db, passwords, sessions, proofs),
+            signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
+            verification=Verification(db, sessions, proofs, clock),
+            recovery=Recovery(db, passwords, sessions, proofs, clock),
             projects=Projects(db),
             tickets=Tickets(
                 db,
@@ -142,6 +153,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
+            mail=mail,
+            notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -149,6 +162,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        if settings.mail.plugin is not None:
+            mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
         await _open_work(desk)
         yield desk
 
@@ -205,6 +220,10 @@ async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     desk.jobs.register(*desk.rescans.jobs())
+    desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
+    desk.schedules.register(desk.mail.schedule())
+    desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
+    desk.jobs.gauges.append(desk.mail.waiting)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

@@ -108,6 +108,39 @@ class Source(StrEnum):
     SYSTEM = "system"
 
 
+class MailKind(StrEnum):
+    """What a mail is for; all but notifications carry something that only its reader may have."""
+
+    VERIFICATION = "verification"
+    WELCOME = "welcome"
+    PASSWORD_RESET = "password_reset"
+    NOTIFICATION = "notification"
+
+    @property
+    def secret(self) -> bool:
+        """Return whether its body is to be gone once it was sent, and shown to nobody."""
+        return self is not MailKind.NOTIFICATION
+
+
+class MailStatus(StrEnum):
+    """What became of a mail; `skipped` ones were written while no plugin could send them."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Topic(StrEnum):
+    """What of a ticket people are told by mail, each on or off for each of them."""
+
+    TICKET_CREATED = "ticket_created"
+    TICKET_ASSIGNED = "ticket_assigned"
+    STATUS_CHANGED = "status_changed"
+    COMMENT_ADDED = "comment_added"
+    FILE_RECALLED = "file_recalled"
+
+
 TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
     Status.OPEN: (Status.TRIAGED, Status.IN_PROGRESS, Status.CLOSED),
     Status.TRIAGED: (Status.OPEN, Status.IN_PROGRESS, Status.CLOSED),
@@ -357,6 +390,35 @@ class Unseen:
     body: str | None
     old_status: str | None
     new_status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """A mail as operators see it; what it says stays unseen, for it may hold a way in."""
+
+    id: UUID
+    to_address: str
+    subject: str
+    kind: MailKind
+    status: MailStatus
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime | None
+    message_id: str | None
+    ticket_id: UUID | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationSettings:
+    """Which mails about tickets somebody wants."""
+
+    ticket_created: bool
+    ticket_assigned: bool
+    status_changed: bool
+    comment_added: bool
+    file_recalled: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "download-link": TWO,
     "waiting-job": TWO,
     "failed-job": TWO,
+    "failed-mail": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -166,6 +167,8 @@ class World:
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
+            case "failed-mail":
+                return {"id": await self._failed_mail()}
             case "upload-link":
                 ticket = await self.other.ticket()
                 asked = {"original_filename": "a.txt", "mime": "text/plain", "size": len(TEXT)}
@@ -201,7 +204,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job")):
+        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job", "-mail")):
             return await self.make(thing, caller, kind)
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
@@ -218,6 +221,16 @@ class World:
             ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
         try:
             return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
+
+    async def _failed_mail(self) -> str:
+        """Return a mail that nobody would take."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO emails (to_address, subject, body_text, kind, status)
+            VALUES ('matrix@example.org', 'x', 'x', 'notification', 'failed') RETURNING id::text"""
+        try:
+            return str(await conn.fetchval(query))
         finally:
             await conn.close()
 
@@ -382,6 +395,8 @@ async def ask(
     how: dict[str, Any] = {}
     if "body" in entry:
         how["json"] = await world.fill(entry["body"], caller, places)
+    if "fields" in entry:
+        how["data"] = await world.fill(entry["fields"], caller, places)
     if entry.get("sends") == "form":
         how["data"] = FormData()
         how["data"].add_field("file", TEXT, filename="a.txt", content_type="text/plain")

@@ -10,6 +10,7 @@ from itdesk.api.fields import Email, Name, NewPassword, Secret
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Body, Call, Reply, Route, Who, created
 from itdesk.desk.sessions import SignedIn
+from itdesk.desk.signups import SignedUp
 from itdesk.errors import Unauthenticated
 from itdesk.model import User
 
@@ -52,10 +53,18 @@ class OptionalRenewal(Body):
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A new account and what to do next."""
+    """A new account and what to do next; what was mailed is shown to developers only."""
 
     message: str
     user: User
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredInDevelopment(Registered):
+    """The same, with what the mail holds."""
+
+    verification_token: str
+    verification_code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +77,8 @@ class Message:
 async def register(call: Call) -> Reply:
     """Open an account for oneself."""
     new = call.body
-    user = await call.desk.accounts.register(new.email, new.password, new.name, role=new.role)
-    return created(Registered("Welcome. You can sign in now.", user), f"/api/v1/users/{user.id}")
+    made = await call.desk.signups.register(new.email, new.password, new.name, role=new.role)
+    return created(_registered(call, made), f"/api/v1/users/{made.user.id}")
 
 
 async def login(call: Call) -> Reply:
@@ -105,6 +114,15 @@ async def logout(call: Call) -> Reply:
 async def me(call: Call) -> Reply:
     """Return one's own account."""
     return Reply(await call.desk.accounts.get(call.caller, str(call.caller.user_id)))
+
+
+def _registered(call: Call, made: SignedUp) -> Registered:
+    settings, message = call.desk.settings, "Welcome. You can sign in now."
+    if settings.auth.require_verified_email:
+        message = "Confirm your address: open the link, or enter the code, that we mailed to it."
+    if settings.server.env != "development":
+        return Registered(message, made.user)
+    return RegisteredInDevelopment(message, made.user, made.proof.token, made.proof.code)
 
 
 async def _login(call: Call) -> SignedIn:
@@ -154,14 +172,18 @@ def _refresh_name(call: Call) -> str:
 
 
 def _with_cookies(call: Call, signed: SignedIn) -> Reply:
-    cookies = _cookies(
+    return Reply(signed, 200, session_cookies(call, signed))
+
+
+def session_cookies(call: Call, signed: SignedIn) -> CIMultiDict[str]:
+    """Return the headers that give a browser its session."""
+    return _cookies(
         call,
         signed.access_token,
         signed.expires_in,
         signed.refresh_token,
         signed.refresh_expires_in,
     )
-    return Reply(signed, 200, cookies)
 
 
 def _cookies(
@@ -205,7 +227,7 @@ ROUTES: list[Route] = [
         "/auth/register",
         register,
         Registration,
-        response=Registered,
+        response=RegisteredInDevelopment | Registered,
         status=201,
         errors={
             "E_AUTH_INSUFFICIENT_PERMISSIONS": 403,

@@ -249,8 +249,12 @@ def _responses(
     for status, codes in sorted(_failures(route).items()):
         failure = _failure(status, codes)
         if str(status) in responses:
-            schema = responses[str(status)]["content"]["application/json"]
-            schema["schema"] = {"anyOf": [schema["schema"], {"$ref": REF + "Error"}]}
+            content = responses[str(status)]["content"]
+            if "application/json" in content:
+                schema = content["application/json"]
+                schema["schema"] = {"anyOf": [schema["schema"], {"$ref": REF + "Error"}]}
+            else:
+                content |= failure["content"]
         else:
             responses[str(status)] = failure
     return responses

@@ -72,7 +72,9 @@ async def _opened(desk: Desk, wanted: UserOpening) -> tuple[User, bool]:
     try:
         return await desk.accounts.find(wanted.email), False
     except NotFound:
-        return await desk.accounts.create(OPERATOR, NewUser(**wanted.model_dump())), True
+        return await desk.accounts.create(
+            OPERATOR, NewUser(**wanted.model_dump(exclude={"invite"}))
+        ), True
 
 
 @click.group()

@@ -82,6 +82,15 @@ class Server(Section):
     request_seconds: Seconds = 30
     max_body: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
 
+    @property
+    def link_base(self) -> str:
+        """Return what links in mails start with: the frontend, or this daemon without one."""
+        base = self.frontend_base_url
+        # As it is in the file that `itdesk init` writes, it names no frontend of anybody's.
+        if self.public_url and base == type(self).model_fields["frontend_base_url"].default:
+            base = self.public_url
+        return base.rstrip("/")
+
 
 class Log(Section):
     level: LogLevel = "INFO"
@@ -114,6 +123,7 @@ class Auth(Section):
     refresh_cookie_name: CookieName = "itdesk_refresh"
     password_reset_token_expire_hours: Annotated[int, Field(ge=1, le=168)] = 2
     verification_token_expire_hours: Annotated[int, Field(ge=1, le=720)] = 24
+    invitation_expire_hours: Annotated[int, Field(ge=1, le=720)] = 72
     require_verified_email: bool | None = None
     allow_registration: bool = True
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
@@ -169,6 +179,15 @@ class Scheduler(Section):
 
 class Mail(Section):
     plugin: str | None = None
+    desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
+    templates_dir: Path | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    retry_seconds: Seconds = 10
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 24
+    notify_new_tickets: bool = True
+    burst: Annotated[int, Field(ge=1, le=10_000)] = 10
+    digest_seconds: Seconds = 60
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
 
 
 class Ai(Section):

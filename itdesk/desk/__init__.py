@@ -14,15 +14,20 @@ if TYPE_CHECKING:
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.mail import Mail
+    from itdesk.desk.notices import Notices
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.recovery import Recovery
     from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
     from itdesk.desk.sessions import Sessions
+    from itdesk.desk.signups import Signups
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.verification import Verification
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -40,10 +45,15 @@ class Desk:
     tokens: Tokens
     sessions: Sessions
     accounts: Accounts
+    signups: Signups
+    verification: Verification
+    recovery: Recovery
     projects: Projects
     tickets: Tickets
     journal: Journal
     jobs: Jobs
+    mail: Mail
+    notices: Notices
     schedules: Schedules
     stats: Statistics
     upload_dir: Path

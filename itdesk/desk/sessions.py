@@ -108,6 +108,17 @@ class Sessions:
                 raise Forbidden("This account is switched off.")
             return await self._start(tx, account, source, "", f"itdesk {source}")
 
+    async def open(
+        self,
+        tx: Transaction,
+        account: users.Account,
+        *,
+        address: str = "",
+        user_agent: str = "",
+    ) -> SignedIn:
+        """Let in whoever proved to be this person, by whatever means."""
+        return await self._start(tx, account, Source.API, address, user_agent)
+
     async def refresh(self, token: str, *, address: str = "", user_agent: str = "") -> SignedIn:
         """Exchange a refresh token for a new pair; using one twice ends its session.
 

@@ -28,7 +28,7 @@ class Refusal:
 
 
 TICKET = r"(PUT|PATCH) /api/v1/tickets/\{ticket\}"
-ACCOUNT = r"POST /api/v1/(auth/register|users)|(PUT|PATCH) /api/v1/users/\{id\}"
+ACCOUNT = r"POST /api/v1/(auth/(register|email-login)|users)|(PUT|PATCH) /api/v1/users/\{id\}"
 UPLOAD = r"POST /api/v1/(tickets/\{ticket\}/attachments(/presign)?|attachments/presigned-url)"
 
 REFUSALS = (
@@ -81,6 +81,13 @@ REFUSALS = (
         frozenset({"password"}),
         r"(?!must have).*",
     ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /api/v1/users",
+        "only who gets no password is invited to set one",
+        frozenset({"invite"}),
+    ),
+    Refusal("E_AUTH_CODE_INVALID", r"POST /api/v1/auth/.*", "links and codes come by mail"),
     Refusal(
         "E_VALIDATION_ERROR",
         r"(PUT|PATCH) /api/v1/users/\{id\}",
