@@ -28,7 +28,7 @@ TEMPLATES: Final[Mapping[str, frozenset[str]]] = {
     "invitation": _ACCOUNT,
     "notification": frozenset({"desk", "name", "key", "title", "what", "text", "link", "why"}),
     "digest": frozenset({"desk", "name", "text"}),
-    "test": frozenset({"desk", "email"}),
+    "trial": frozenset({"desk", "email"}),
 }
 # Values that may have more than one line; any other is one line of this many characters at most.
 _LONG: Final = frozenset({"text"})

@@ -297,7 +297,7 @@ class Mail:
         """
         caller.require(Role.ADMIN, "send test mails")
         mailer = self._present()
-        letter = self.letters.write("test", {"desk": self.desk_name, "email": to})
+        letter = self.letters.write("trial", {"desk": self.desk_name, "email": to})
         mail = self.new(to, letter.subject, letter.text, html=letter.html,
                         kind=MailKind.NOTIFICATION)  # fmt: skip
         async with self._db.connection() as conn:

@@ -6,7 +6,7 @@ may not read the ticket (any more). Somebody who gets too many mails gets the re
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -89,15 +89,16 @@ class Notices:
         """Turn some mails on or off; the others stay as they are."""
         user_id = _subject(caller, ref)
         async with self._db.transaction() as tx:
-            before = await _existing(tx.conn, user_id)
+            before = await _existing(tx.conn, user_id, lock=True)
             changed = {t: on for t, on in wanted.items() if getattr(before, t) != on}
             if not changed:
                 return before
-            await notifications.put(tx.conn, user_id, changed)
+            after = replace(before, **changed)
+            await notifications.put(tx.conn, user_id, after)
             turned = {topic.value: on for topic, on in changed.items()}
             about = {"user_id": str(user_id), "notifications": turned}
             tx.record(Event.by(caller, "user.notifications_changed", data=about))
-            return await _existing(tx.conn, user_id)
+        return after
 
     # --- one event -------------------------------------------------------------------------
 
@@ -308,8 +309,8 @@ def _subject(caller: Caller, ref: str | UUID) -> UUID:
     return user_id
 
 
-async def _existing(conn: Any, user_id: UUID) -> NotificationSettings:
-    found = await notifications.get(conn, user_id)
+async def _existing(conn: Any, user_id: UUID, *, lock: bool = False) -> NotificationSettings:
+    found = await notifications.get(conn, user_id, lock=lock)
     if found is None:
         raise NotFound.of("user")
     return found

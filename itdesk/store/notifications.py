@@ -1,13 +1,20 @@
 """Who wants to be told of what, and whom a mail may go to now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from itdesk.model import NotificationSettings, Role, Topic
 
-_TOPICS = ", ".join(f"coalesce(s.{topic}, true) AS {topic}" for topic in Topic)
+# A column for each topic; who never chose wants all.
+_TOPICS = """
+    coalesce(s.ticket_created, true) AS ticket_created,
+    coalesce(s.ticket_assigned, true) AS ticket_assigned,
+    coalesce(s.status_changed, true) AS status_changed,
+    coalesce(s.comment_added, true) AS comment_added,
+    coalesce(s.file_recalled, true) AS file_recalled
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ async def readers(
         WHERE u.is_active AND (u.is_verified OR NOT $3)
           AND (u.id = ANY ($1::uuid[]) OR $2 AND u.role IN ('agent', 'manager', 'admin'))
         ORDER BY u.id
-    """  # noqa: S608 - the names of an enum
+    """  # noqa: S608 - a literal of this module
     return [
         Reader(
             row["id"],
@@ -47,24 +54,29 @@ async def readers(
     ]
 
 
-async def get(conn: Any, user_id: UUID) -> NotificationSettings | None:
-    """Read what somebody wants to be told of; None when there is no such person."""
+async def get(conn: Any, user_id: UUID, *, lock: bool = False) -> NotificationSettings | None:
+    """Read what somebody wants to be told of; None when there is no such person.
+
+    With `lock`, nobody else changes it until the commit.
+    """
     query = f"""
         SELECT {_TOPICS} FROM users u LEFT JOIN notification_settings s ON s.user_id = u.id
-        WHERE u.id = $1
-    """  # noqa: S608 - the names of an enum
+        WHERE u.id = $1 {"FOR NO KEY UPDATE OF u" if lock else ""}
+    """  # noqa: S608 - a literal of this module
     row = await conn.fetchrow(query, user_id)
     return None if row is None else NotificationSettings(**dict(row))
 
 
-async def put(conn: Any, user_id: UUID, wanted: Mapping[Topic, bool]) -> None:
-    """Set some of what somebody wants to be told of; the rest stays as it is."""
-    names = [topic for topic in Topic if topic in wanted]
-    columns = ", ".join(["user_id", *names])
-    values = ", ".join(f"${place}" for place in range(1, len(names) + 2))
-    sets = ", ".join([*(f"{name} = excluded.{name}" for name in names), "updated_at = now()"])
-    query = f"""
-        INSERT INTO notification_settings ({columns}) VALUES ({values})
-        ON CONFLICT (user_id) DO UPDATE SET {sets}
-    """  # noqa: S608 - the names of an enum
-    await conn.execute(query, user_id, *(wanted[name] for name in names))
+async def put(conn: Any, user_id: UUID, wanted: NotificationSettings) -> None:
+    """Set what somebody wants to be told of."""
+    query = """
+        INSERT INTO notification_settings (user_id, ticket_created, ticket_assigned,
+                                           status_changed, comment_added, file_recalled)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (user_id) DO UPDATE SET
+            ticket_created = excluded.ticket_created, ticket_assigned = excluded.ticket_assigned,
+            status_changed = excluded.status_changed, comment_added = excluded.comment_added,
+            file_recalled = excluded.file_recalled, updated_at = now()
+    """
+    topics = (getattr(wanted, topic) for topic in Topic)
+    await conn.execute(query, user_id, *topics)
