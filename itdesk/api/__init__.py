@@ -13,6 +13,7 @@ from itdesk.api import (
     tickets,
     users,
     websocket,
+    workflows,
 )
 from itdesk.api.route import Route
 
@@ -23,6 +24,7 @@ ROUTES: tuple[Route, ...] = (
     *attachments.ROUTES,
     *projects.ROUTES,
     *users.ROUTES,
+    *workflows.ROUTES,
     *websocket.ROUTES,
     *stats.ROUTES,
     *journal.ROUTES,

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from itdesk.desk.mail import Mail
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.replay import Replay
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.webhooks import Webhooks
+    from itdesk.desk.workflows import Workflows
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -49,6 +52,9 @@ class Desk:
     upload_dir: Path
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
+    webhooks: Webhooks = field(init=False)
+    workflows: Workflows = field(init=False)
+    replay: Replay = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ TEMPLATES: Final[Mapping[str, frozenset[str]]] = {
     "password_reset": _ACCOUNT,
     "account_exists": _ACCOUNT,
     "password_changed": _ACCOUNT,
+    "workflow_notice": frozenset({"desk", "name", "key", "title", "link", "text"}),
 }
 # Values that may have more than one line; any other is one line of this many characters at most.
 _LONG: Final = frozenset({"text"})

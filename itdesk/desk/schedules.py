@@ -17,7 +17,7 @@ from itdesk.desk.jobs import Job, Jobs
 from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, periodic
+from itdesk.store import cleanup, periodic, workflow_runs
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
@@ -105,7 +105,7 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
         await stats.aggregate()
 
     async def clean(job: Job) -> None:
-        await clean_up(db, days=settings.jobs.keep_days)
+        await clean_up(db, days=settings.jobs.keep_days, workflow_days=settings.workflows.keep_days)
 
     seconds = settings.scheduler
     return (
@@ -114,7 +114,7 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
     )
 
 
-async def clean_up(db: Database, *, days: int) -> dict[str, int]:
+async def clean_up(db: Database, *, days: int, workflow_days: int = 90) -> dict[str, int]:
     """Delete what is over; jobs and runs that ended are kept for so many days. Return how many."""
     steps: dict[str, Step] = {
         "sessions": cleanup.delete_expired_sessions,
@@ -123,6 +123,7 @@ async def clean_up(db: Database, *, days: int) -> dict[str, int]:
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),
+        "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}
