@@ -25,25 +25,22 @@ from itdesk.api.websocket import HUB
 from itdesk.config import Settings
 from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
-from itdesk.desk.actions import Actions
 from itdesk.desk.attachments import Attachments, Rules
-from itdesk.desk.automation import Automation
 from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.mail import Mail
+from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
-from itdesk.desk.replay import Replay
+from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Keys, Tokens, UrlSigner
-from itdesk.desk.webhooks import Webhooks
-from itdesk.desk.workflows import Workflows
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -51,7 +48,6 @@ from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
 from itdesk.runtime.metrics import Metrics
-from itdesk.runtime.outgoing import Outgoing
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
 from itdesk.store import head
@@ -121,6 +117,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
+        mail = Mail(db, settings, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
@@ -144,7 +141,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
-            mail=Mail(db, settings),
+            mail=mail,
+            notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -152,8 +150,10 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
-        rules = await stack.enter_async_context(_open_rules(desk))
-        await _open_work(desk, rules)
+        if settings.mail.plugin is not None:
+            mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
+        await stack.enter_async_context(opened_rules(desk))
+        await _open_work(desk)
         yield desk
 
 
@@ -193,33 +193,21 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
     )
 
 
-@asynccontextmanager
-async def _open_rules(desk: Desk) -> AsyncIterator[Automation]:
-    """Give the desk its workflow rules and the client that calls their targets."""
-    settings = desk.settings.workflows
-    networks = settings.target_networks
-    outgoing = Outgoing(networks, seconds=settings.webhook_seconds)
-    desk.webhooks = Webhooks(desk.db, outgoing, desk.clock, networks=networks)
-    actions = Actions(desk.tickets, desk.mail, desk.webhooks)
-    desk.workflows = Workflows(desk.db, actions)
-    desk.replay = Replay(desk.db)
-    try:
-        yield Automation(desk.db, actions, look_seconds=desk.settings.scheduler.workflow_seconds)
-    finally:
-        await outgoing.close()
-
-
-async def _open_work(desk: Desk, rules: Automation) -> None:
+async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
-    desk.jobs.register(*rules.job_types(), desk.webhooks.job_type())
-    desk.schedules.register(rules.schedule())
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.settings))
+    desk.schedules.register(desk.mail.schedule())
+    desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
+    desk.jobs.gauges.append(desk.mail.waiting)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():
         desk.schedules.register(*schedules)
     # From here on, whoever records an event queues what follows from it: commands as well.
-    desk.db.jobs_of = lambda events: [*desk.jobs.of_events(events), *rules.of_events(events)]
+    desk.db.jobs_of = lambda new: [
+        *desk.jobs.of_events(new),
+        *desk.automation.of_events(new),
+    ]
 
 
 def _chosen_storage(settings: Settings, storages: Mapping[str, Storage]) -> Storage:

@@ -130,6 +130,16 @@ class MailStatus(StrEnum):
     SKIPPED = "skipped"
 
 
+class Topic(StrEnum):
+    """What of a ticket people are told by mail, each on or off for each of them."""
+
+    TICKET_CREATED = "ticket_created"
+    TICKET_ASSIGNED = "ticket_assigned"
+    STATUS_CHANGED = "status_changed"
+    COMMENT_ADDED = "comment_added"
+    FILE_RECALLED = "file_recalled"
+
+
 TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
     Status.OPEN: (Status.TRIAGED, Status.IN_PROGRESS, Status.CLOSED),
     Status.TRIAGED: (Status.OPEN, Status.IN_PROGRESS, Status.CLOSED),
@@ -397,6 +407,17 @@ class Email:
     ticket_id: UUID | None
     created_at: datetime
     sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationSettings:
+    """Which mails about tickets somebody wants."""
+
+    ticket_created: bool
+    ticket_assigned: bool
+    status_changed: bool
+    comment_added: bool
+    file_recalled: bool
 
 
 @dataclass(frozen=True, slots=True)

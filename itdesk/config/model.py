@@ -180,6 +180,13 @@ class Mail(Section):
     plugin: str | None = None
     desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
     templates_dir: Path | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    retry_seconds: Seconds = 10
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 24
+    notify_new_tickets: bool = True
+    burst: Annotated[int, Field(ge=1, le=10_000)] = 10
+    digest_seconds: Seconds = 60
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
 
 
 class Ai(Section):

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
+    from itdesk.desk.automation import Automation
     from itdesk.desk.health import Health
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
     from itdesk.desk.mail import Mail
+    from itdesk.desk.notices import Notices
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.replay import Replay
@@ -47,6 +49,7 @@ class Desk:
     journal: Journal
     jobs: Jobs
     mail: Mail
+    notices: Notices
     schedules: Schedules
     stats: Statistics
     upload_dir: Path
@@ -55,6 +58,7 @@ class Desk:
     webhooks: Webhooks = field(init=False)
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)
+    automation: Automation = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

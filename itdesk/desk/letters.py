@@ -25,6 +25,9 @@ TEMPLATES: Final[Mapping[str, frozenset[str]]] = {
     "password_reset": _ACCOUNT,
     "account_exists": _ACCOUNT,
     "password_changed": _ACCOUNT,
+    "notification": frozenset({"desk", "name", "key", "title", "what", "text", "link", "why"}),
+    "digest": frozenset({"desk", "name", "text"}),
+    "test": frozenset({"desk", "email"}),
     "workflow_notice": frozenset({"desk", "name", "key", "title", "link", "text"}),
 }
 # Values that may have more than one line; any other is one line of this many characters at most.
@@ -88,7 +91,7 @@ class Letters:
             name: many_lines(value) if name in _LONG else one_line(value)
             for name, value in values.items()
         }
-        text = parts.text.substitute(plain)
+        text = re.sub(r"\n{3,}", "\n\n", parts.text.substitute(plain))
         if parts.html is None:
             markup = _markup(text, plain.get("link"))
         else:

@@ -17,7 +17,7 @@ from itdesk.desk.jobs import Job, Jobs
 from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, periodic, workflow_runs
+from itdesk.store import cleanup, emails, periodic, workflow_runs
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
@@ -105,7 +105,16 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
         await stats.aggregate()
 
     async def clean(job: Job) -> None:
-        await clean_up(db, days=settings.jobs.keep_days, workflow_days=settings.workflows.keep_days)
+        await clean_up(
+            db,
+            days=settings.jobs.keep_days,
+            workflow_days=settings.workflows.keep_days,
+            mail_days=settings.mail.keep_days,
+            secret_hours=max(
+                settings.auth.verification_token_expire_hours,
+                settings.auth.password_reset_token_expire_hours,
+            ),
+        )
 
     seconds = settings.scheduler
     return (
@@ -114,8 +123,18 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
     )
 
 
-async def clean_up(db: Database, *, days: int, workflow_days: int = 90) -> dict[str, int]:
-    """Delete what is over; jobs and runs that ended are kept for so many days. Return how many."""
+async def clean_up(
+    db: Database,
+    *,
+    days: int,
+    workflow_days: int = 90,
+    mail_days: int = 90,
+    secret_hours: int = 24,
+) -> dict[str, int]:
+    """Delete what is over; jobs, runs and mails that ended are kept for so many days.
+
+    What mails say whose links are over is forgotten. Return how many of each.
+    """
     steps: dict[str, Step] = {
         "sessions": cleanup.delete_expired_sessions,
         "verifications": cleanup.delete_expired_verifications,
@@ -125,6 +144,8 @@ async def clean_up(db: Database, *, days: int, workflow_days: int = 90) -> dict[
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
+        "secrets": partial(emails.forget_secrets, hours=secret_hours),
+        "emails": partial(emails.delete_old, days=mail_days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}
     log.info("cleaned up", **{name: count for name, count in deleted.items() if count})

@@ -138,6 +138,13 @@ async def get(conn: Any, event_id: UUID) -> Entry | None:
     return entry(row) if row is not None else None
 
 
+async def by_id(conn: Any, event_id: UUID) -> Event | None:
+    """Read an event, numbered or not; None when it is gone with its ticket."""
+    query = f"SELECT {ENTRY} FROM events e WHERE e.id = $1"  # noqa: S608 - a literal
+    row = await conn.fetchrow(query, event_id)
+    return None if row is None else entry(row).event
+
+
 async def after(conn: Any, seq: int, *, limit: int) -> list[Entry]:
     """Return the next numbered events after a number, in order."""
     query = f"""
