@@ -21,7 +21,8 @@ from itdesk.desk import rules
 from itdesk.desk.replay import Replayed, draft_of
 from itdesk.desk.workflows import Tried
 from itdesk.store.workflow_runs import WorkflowRun
-from itdesk.store.workflows import Trigger, WorkflowRule, WorkflowTarget
+from itdesk.store.workflow_targets import WorkflowTarget
+from itdesk.store.workflows import Trigger, WorkflowRule
 
 
 class _Shown:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from itdesk.desk import rules
 from itdesk.desk.conditions import MEANINGS, Kind, Meaning
 from itdesk.errors import Invalid
-from itdesk.store import rulechecks, workflows
+from itdesk.store import rulechecks, workflow_targets
 from itdesk.store.workflows import Trigger
 
 MOST_PROBLEMS: Final = 100
@@ -237,7 +237,7 @@ async def _references(
             draft.wrong(path, "there is no such project")
         elif path.startswith("actions") and not local[key]:
             draft.wrong(path, "the project does not number its own tickets")
-    found = await workflows.find_targets(conn, list({*targets.values()}))
+    found = await workflow_targets.find(conn, list({*targets.values()}))
     for path, ref in targets.items():
         if ref not in found:
             draft.wrong(path, "there is no such target; GET /api/v1/workflow-targets lists them")

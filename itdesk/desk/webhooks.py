@@ -21,10 +21,11 @@ from itdesk.errors import Conflict, Invalid, NotFound, Unavailable
 from itdesk.model import Caller, Change, Event, Role, Ticket, new_id
 from itdesk.runtime.addresses import Network, may_be_called, parsed
 from itdesk.runtime.clock import Clock
-from itdesk.store import workflows
+from itdesk.store import workflow_targets, workflows
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
-from itdesk.store.workflows import WorkflowRule, WorkflowTarget
+from itdesk.store.workflow_targets import WorkflowTarget
+from itdesk.store.workflows import WorkflowRule
 
 if TYPE_CHECKING:
     from itdesk.runtime.outgoing import Outgoing
@@ -60,15 +61,15 @@ class Webhooks:
         """Return one page of the targets, by name."""
         caller.require(Role.ADMIN, "look at targets")
         async with self._db.connection() as conn:
-            page = await workflows.list_targets(conn, window)
-            total = await workflows.count_targets(conn) if window.count else None
+            page = await workflow_targets.list_page(conn, window)
+            total = await workflow_targets.count(conn) if window.count else None
         return replace(page, total=total)
 
     async def get(self, caller: Caller, ref: str) -> WorkflowTarget:
         """Return a target."""
         caller.require(Role.ADMIN, "look at targets")
         async with self._db.connection() as conn:
-            return await workflows.get_target(conn, _id(ref))
+            return await workflow_targets.get(conn, _id(ref))
 
     async def create(self, caller: Caller, wanted: Mapping[str, Any]) -> WorkflowTarget:
         """Let rules call an address."""
@@ -76,12 +77,12 @@ class Webhooks:
         self._check_url(wanted["url"])
         async with self._db.transaction() as tx:
             await workflows.lock_all(tx.conn)
-            if await workflows.count_targets(tx.conn) >= MOST_TARGETS:
+            if await workflow_targets.count(tx.conn) >= MOST_TARGETS:
                 raise Conflict(
                     f"There are {MOST_TARGETS} targets already: delete one first.",
                     code="E_WORKFLOW_TOO_MANY",
                 )
-            target = await workflows.create_target(tx.conn, id=new_id(), **wanted)
+            target = await workflow_targets.create(tx.conn, id=new_id(), **wanted)
             tx.record(Event.by(caller, "workflow.target_created", data=_about(target)))
         return target
 
@@ -91,7 +92,7 @@ class Webhooks:
         if "url" in wanted:
             self._check_url(wanted["url"])
         async with self._db.transaction() as tx:
-            before = await workflows.get_target(tx.conn, _id(ref), lock=True)
+            before = await workflow_targets.get(tx.conn, _id(ref), lock=True)
             changed = {
                 name: value
                 for name, value in wanted.items()
@@ -99,7 +100,7 @@ class Webhooks:
             }
             if not changed:
                 return before
-            after = await workflows.update_target(tx.conn, before.id, changed)
+            after = await workflow_targets.update(tx.conn, before.id, changed)
             changes = tuple(
                 Change(name, None, None)
                 if name == "secret"
@@ -115,14 +116,14 @@ class Webhooks:
         caller.require(Role.ADMIN, "delete targets")
         async with self._db.transaction() as tx:
             await workflows.lock_all(tx.conn)
-            target = await workflows.get_target(tx.conn, _id(ref), lock=True)
-            if rules := await workflows.rules_calling(tx.conn, target.id):
+            target = await workflow_targets.get(tx.conn, _id(ref), lock=True)
+            if rules := await workflow_targets.rules_calling(tx.conn, target.id):
                 raise Conflict(
                     f"Rules call this target: {', '.join(rules)}. Change them first.",
                     code="E_WORKFLOW_TARGET_IN_USE",
                     details={"rules": rules},
                 )
-            await workflows.delete_target(tx.conn, target.id)
+            await workflow_targets.delete(tx.conn, target.id)
             tx.record(Event.by(caller, "workflow.target_deleted", data=_about(target)))
 
     def _check_url(self, url: str) -> None:
@@ -144,7 +145,7 @@ class Webhooks:
         ticket: Ticket, comment: str | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Queue a call with the transaction; return whom it goes to and what it says."""
-        target = await workflows.get_target(tx.conn, target_id)
+        target = await workflow_targets.get(tx.conn, target_id)
         body = payload(rule, event, ticket, comment, internal=target.internal_comments)
         delivery = tx.enqueue(
             DELIVER,
@@ -165,8 +166,8 @@ class Webhooks:
         told = job.read(_Delivery)
         try:
             async with self._db.connection() as conn:
-                target = await workflows.get_target(conn, told.target_id)
-                secret = await workflows.secret_of(conn, told.target_id)
+                target = await workflow_targets.get(conn, told.target_id)
+                secret = await workflow_targets.secret_of(conn, told.target_id)
         except NotFound as exc:
             raise GiveUp("its target was deleted") from exc
         async with job.sending() as delivery:
