@@ -210,11 +210,11 @@ async def test_a_mail_goes_to_reporter_assignees_and_roles_once_each(ruled: Rule
     ticket = await ruled.ticket()
     await ruled.work()
     async with ruled.desk.db.connection() as conn:
-        rows = await conn.fetch("SELECT to_address, subject, text FROM emails ORDER BY 1")
+        rows = await conn.fetch("SELECT to_address, subject, body_text FROM emails ORDER BY 1")
     assert sorted(row["to_address"] for row in rows) == sorted(
         [str(ruled.user.email), str(ruled.admin.email)]
     )
-    assert ticket.key in rows[0]["subject"] and "Be patient." in rows[0]["text"]
+    assert ticket.key in rows[0]["subject"] and "Be patient." in rows[0]["body_text"]
 
 
 async def test_a_retried_job_does_nothing_twice(ruled: Ruled) -> None:
