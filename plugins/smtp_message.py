@@ -18,7 +18,7 @@ from itdesk.hookspecs import Outgoing
 _BARE_END: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NO_ATOM: Final = re.compile(r'[\s"(),:;<>@\[\]\\]')
-_NAMED: Final = re.compile(r" *(?P<name>.*?) *<(?P<address>[^<>]*)> *")
+_NAMED: Final = re.compile(r' *(?P<name>"(?:[^"\\]|\\.)*"|[^"<>]*?) *<(?P<address>[^<>]*)> *')
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 LONGEST_ADDRESS: Final = 254
 LONGEST_LOCAL: Final = 64

@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "failed-job": TWO,
     "workflow": TWO,
     "workflow-target": TWO,
+    "failed-mail": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -178,6 +179,8 @@ class World:
                 return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
+            case "failed-mail":
+                return {"id": await self._failed_mail()}
             case "upload-link":
                 ticket = await self.other.ticket()
                 asked = {"original_filename": "a.txt", "mime": "text/plain", "size": len(TEXT)}
@@ -213,7 +216,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        lasting = ("-link", "-job", "workflow", "workflow-target")
+        lasting = ("-link", "-job", "-mail", "workflow", "workflow-target")
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "asset":
@@ -231,6 +234,16 @@ class World:
             ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
         try:
             return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
+
+    async def _failed_mail(self) -> str:
+        """Return a mail that nobody would take."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO emails (to_address, subject, body_text, kind, status)
+            VALUES ('matrix@example.org', 'x', 'x', 'notification', 'failed') RETURNING id::text"""
+        try:
+            return str(await conn.fetchval(query))
         finally:
             await conn.close()
 

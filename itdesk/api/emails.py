@@ -80,7 +80,6 @@ ROUTES: list[Route] = [
         errors={
             "E_EMAIL_NOT_FOUND": 404,
             "E_EMAIL_STATE": 409,
-            "E_EMAIL_OFF": 409,
             "E_EMAIL_FORGOTTEN": 409,
         },
     ),

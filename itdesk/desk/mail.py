@@ -5,6 +5,7 @@ died between sending and saying so, can tell. A mail that cannot be delivered en
 the reason; one that meets no server at all waits for it, however long that takes.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -166,6 +167,9 @@ class Mail:
             mail = await emails.begin(conn, which)
         if mail is None:
             return
+        if mail.age_seconds > self._lasts(mail.kind):
+            await self._failed(job, mail, "the link in it was over before it could be sent")
+            return
         try:
             await self._hand_over(job, mail)
         except GiveUp as exc:
@@ -205,6 +209,15 @@ class Mail:
             thread=None if about is None else f"<ticket.{about}@{self._domain}>",
             created_at=mail.created_at,
         )
+
+    def _lasts(self, kind: MailKind) -> float:
+        """Return for how many seconds a mail is of use to its reader."""
+        auth = self._settings.auth
+        hours: dict[MailKind, float] = {
+            MailKind.VERIFICATION: auth.verification_token_expire_hours,
+            MailKind.PASSWORD_RESET: auth.password_reset_token_expire_hours,
+        }
+        return hours.get(kind, math.inf) * 3600
 
     def _pause(self, attempt: int) -> float:
         longest = min(self._settings.mail.retry_seconds * 2.0 ** (attempt - 1), LONGEST_PAUSE)
@@ -256,7 +269,7 @@ class Mail:
         return replace(page, total=total)
 
     async def retry(self, caller: Caller, ref: str | UUID) -> Email:
-        """Let a mail that failed or was skipped be sent after all."""
+        """Let a mail that failed or was skipped be sent after all, as soon as a plugin can."""
         caller.require(Role.ADMIN, "retry mails")
         async with self._db.transaction() as tx:
             before = await emails.get(tx.conn, _id(ref), lock=True)
@@ -266,11 +279,6 @@ class Mail:
                     f" {before.status}.",
                     code="E_EMAIL_STATE",
                     details={"status": before.status},
-                )
-            if not self.on:
-                raise Conflict(
-                    "No plugin sends mail: set SMTP_HOST and start itdesk again.",
-                    code="E_EMAIL_OFF",
                 )
             after = await emails.requeue(tx.conn, before.id)
             if after is None:
@@ -298,7 +306,7 @@ class Mail:
             now = await emails.now(conn)
         begun = Begun(
             mail.id, mail.message_id, mail.to_address, mail.subject, mail.text, mail.html,
-            mail.kind, None, now,
+            mail.kind, None, now, 0.0,
         )  # fmt: skip
         try:
             await mailer.deliver(self._outgoing(begun))

@@ -94,7 +94,8 @@ class Notices:
             if not changed:
                 return before
             await notifications.put(tx.conn, user_id, changed)
-            about = {"user_id": str(user_id), "notifications": changed}
+            turned = {topic.value: on for topic, on in changed.items()}
+            about = {"user_id": str(user_id), "notifications": turned}
             tx.record(Event.by(caller, "user.notifications_changed", data=about))
             return await _existing(tx.conn, user_id)
 

@@ -50,6 +50,7 @@ class Begun:
     kind: MailKind
     ticket_id: UUID | None
     created_at: datetime
+    age_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ async def begin(conn: Any, email_id: UUID) -> Begun | None:
     query = """
         UPDATE emails SET attempts = attempts + 1 WHERE id = $1 AND status = 'queued'
         RETURNING id, message_id, to_address, subject, body_text, body_html, kind, ticket_id,
-                  created_at
+                  created_at, extract(epoch FROM now() - created_at)::float8 AS age_seconds
     """
     row = await conn.fetchrow(query, email_id)
     if row is None:
@@ -146,6 +147,7 @@ async def begin(conn: Any, email_id: UUID) -> Begun | None:
         kind=MailKind(row["kind"]),
         ticket_id=row["ticket_id"],
         created_at=row["created_at"],
+        age_seconds=row["age_seconds"],
     )
 
 
