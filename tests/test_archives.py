@@ -25,7 +25,8 @@ MARKER = samples.eicar()
 
 
 def short(value: object) -> str:
-    return f"{len(value)}-bytes" if isinstance(value, bytes) else ""
+    # Compressed noise has another length each time, and every run has to name the same tests.
+    return "bytes" if isinstance(value, bytes) else ""
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from itdesk.desk.tokens import Keys
 from itdesk.model import new_id
 from tests.support.daemon import PASSWORD, Answer, Live, Person, wait
 from tests.support.jwt_corpus import Forge
+from tests.support.stream import Closed, connected, following
 
 POLICY = tomllib.loads((Path(__file__).parent / "policy.toml").read_text())
 RULES: dict[str, dict[str, Any]] = POLICY["rules"]
@@ -558,3 +559,48 @@ async def test_a_list_holds_what_may_be_read_and_nothing_else(world: World, call
 async def test_nothing_changed_that_nobody_was_allowed_to_change(world: World) -> None:
     """S-01, S-03: what the cells above were refused or only asked to read is as it was."""
     assert await world.look() == world.before
+
+
+async def _refusal(person: Person, ticket: str | None) -> int | None:
+    """Subscribe, to one ticket or to all; return the code that ends it, None when it is taken."""
+    async with connected(person.base) as stream:
+        await stream.send(type="auth", token=person.token or "nobody's")
+        asked = {} if ticket is None else {"tickets": [ticket]}
+        await stream.send(type="subscribe", **asked)
+        try:
+            await stream.until("welcome")
+        except Closed as closed:
+            return closed.code
+        return None
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+async def test_a_subscription_is_a_read(world: World, caller: str) -> None:
+    """S-01, S-31: who may read a ticket may follow it, nobody else; foreign and missing alike."""
+    entry = ENTRIES["GET /api/v1/tickets/{ticket}"]
+    codes = {None: None, 401: 4401, 404: 4403}
+    for kind in FOUR:
+        places = await world.kept("ticket", caller, kind)
+        wanted = codes[expected(entry, caller, kind)]
+        assert await _refusal(world.people[caller], places["ticket"]) == wanted, kind
+    everything = 4401 if caller in DEAD else None
+    assert await _refusal(world.people[caller], None) == everything
+
+
+@pytest.mark.parametrize("caller", [name for name in CALLERS if name not in DEAD])
+async def test_the_stream_tells_of_what_may_be_read_and_of_nothing_else(
+    world: World, caller: str
+) -> None:
+    """S-01, S-31: of one's own, a mate's and a stranger's new ticket."""
+    entry = ENTRIES["GET /api/v1/tickets/{ticket}"]
+    async with following(world.people[caller]) as stream:
+        made = {kind: (await world.ticket(caller, kind))["id"] for kind in ("team", "other")}
+        # One's own comes last: whatever was to be heard of the others was heard before.
+        own = made["own"] = (await world.ticket(caller, "own"))["id"]
+        if caller == "assignee":
+            own_path = f"/tickets/{own}/comments"
+            (await world.people[caller].post(own_path, {"body": "on it"})).expect(201)
+        await stream.until(lambda frame: frame.get("ticket") == own)
+        heard = {frame.get("ticket") for frame in stream.frames}
+    for kind, ticket in made.items():
+        assert (ticket in heard) == (expected(entry, caller, kind) is None), kind

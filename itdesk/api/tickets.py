@@ -24,7 +24,7 @@ from itdesk.api.paging import page_reply, window
 from itdesk.api.route import NO_CONTENT, Body, Call, ListQuery, Reply, Route, Who, created, one
 from itdesk.desk.tickets import NewTicket
 from itdesk.model import Comment, HistoryEntry, Position, Priority, Ticket
-from itdesk.store.tickets import Filter
+from itdesk.store.listing import Filter
 
 MOST_TEXT = 100_000
 

@@ -23,7 +23,7 @@ from itdesk.model import (
     Ticket,
     new_id,
 )
-from itdesk.store import attachments, comments, events, tickets
+from itdesk.store import attachments, comments, events, listing, tickets
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
 
@@ -112,16 +112,16 @@ class Tickets:
     async def list(
         self,
         caller: Caller,
-        wanted: tickets.Filter,
+        wanted: listing.Filter,
         *,
         sort: str,
         window: Window,
-    ) -> Page[Ticket]:
-        """Return one page of the tickets that the caller may see."""
+    ) -> Page[listing.TicketRow]:
+        """Return one page of the tickets that the caller may see, as JSON spells them."""
         async with self._db.connection() as conn:
             scope = caller.scope
-            page = await tickets.list_page(conn, wanted, scope=scope, sort=sort, window=window)
-            total = await tickets.count(conn, wanted, scope=scope) if window.count else None
+            page = await listing.list_page(conn, wanted, scope=scope, sort=sort, window=window)
+            total = await listing.count(conn, wanted, scope=scope) if window.count else None
         return replace(page, total=total)
 
     async def update(

@@ -5,14 +5,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from itdesk.errors import NotFound
 from itdesk.model import Category, External, Priority, Role, Status, Ticket
-from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 _COLUMNS = """
     t.id, t.number, t.key, t.project_id, p.key AS project, t.title, t.description, t.status,
@@ -24,7 +21,8 @@ _COLUMNS = """
           WHERE a.ticket_id = t.id ORDER BY a.position) AS assignee_ids
 """
 
-_OWN = """(t.reporter_id = {n} OR EXISTS (
+# Whose own a ticket is, for a parameter {n}.
+OWN = """(t.reporter_id = {n} OR EXISTS (
     SELECT 1 FROM ticket_assignees own WHERE own.ticket_id = t.id AND own.user_id = {n}))"""
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9]{1,9}-[0-9]{1,18}", re.ASCII)
@@ -93,7 +91,7 @@ async def find(conn: Any, ref: str, *, scope: UUID | None, lock: bool = False) -
     column, value = _reference(ref)
     query = f"""
         SELECT {_COLUMNS} FROM tickets t JOIN projects p ON p.id = t.project_id
-        WHERE t.{column} = $1 {"AND " + _OWN.format(n="$2") if scope else ""}
+        WHERE t.{column} = $1 {"AND " + OWN.format(n="$2") if scope else ""}
         {"FOR NO KEY UPDATE OF t" if lock else ""}
     """  # noqa: S608 - column, scope and lock are literals of this module
     row = await conn.fetchrow(query, value, *([scope] if scope else []))
@@ -120,7 +118,7 @@ async def named(conn: Any, refs: Sequence[str], *, scope: UUID | None) -> list[U
     query = f"""
         SELECT t.id, t.key, t.number FROM tickets t
         WHERE (t.id = ANY ($1::uuid[]) OR t.key = ANY ($2::text[]) OR t.number = ANY ($3::bigint[]))
-        {"AND " + _OWN.format(n="$4") if scope else ""}
+        {"AND " + OWN.format(n="$4") if scope else ""}
     """  # noqa: S608 - scope is a literal of this module
     lists = [list(wanted[column]) for column in ("id", "key", "number")]
     rows = await conn.fetch(query, *lists, *([scope] if scope else []))
@@ -255,130 +253,3 @@ async def assignable(conn: Any, user_ids: Sequence[UUID]) -> set[UUID]:
 async def delete(conn: Any, ticket_id: UUID) -> None:
     """Remove a ticket with its comments, files' rows and assignees."""
     await conn.execute("DELETE FROM tickets WHERE id = $1", ticket_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a list is narrowed to; an empty field narrows nothing."""
-
-    status: Sequence[Status] = ()
-    priority: Sequence[Priority] = ()
-    category: Sequence[Category] = ()
-    department: str | None = None
-    project: str | None = None
-    assignee_id: UUID | None = None
-    reporter_id: UUID | None = None
-    tag: Sequence[str] = ()
-    q: str | None = None
-    own: UUID | None = None
-
-
-# The sort keys of the API, and the columns that they order by.
-SORTS: Mapping[str, str] = {
-    "created_at": "t.created_at",
-    "updated_at": "t.updated_at",
-    "priority": "t.priority_rank",
-    "status": "t.status_rank",
-    "number": "t.number",
-}
-_TIMES = frozenset({"created_at", "updated_at"})
-
-
-class _Where:
-    """The conditions of one list: literal SQL on one side, values on the other."""
-
-    def __init__(self) -> None:
-        self.sql: list[str] = []
-        self.values: list[Any] = []
-
-    def add(self, sql: str, *values: Any) -> None:
-        """Add a condition in which {0}, {1} ... stand for the values."""
-        first = len(self.values) + 1
-        self.values.extend(values)
-        self.sql.append(sql.format(*(f"${first + i}" for i in range(len(values)))))
-
-    def __str__(self) -> str:
-        return " AND ".join(self.sql) or "true"
-
-
-def _where(wanted: Filter, scope: UUID | None) -> _Where:
-    where = _Where()
-    if scope is not None:
-        where.add(_OWN.format(n="{0}"), scope)
-    if wanted.own is not None:
-        where.add(_OWN.format(n="{0}"), wanted.own)
-    if wanted.status:
-        where.add("t.status = ANY ({0}::text[])", list(wanted.status))
-    if wanted.priority:
-        where.add("t.priority = ANY ({0}::text[])", list(wanted.priority))
-    if wanted.category:
-        where.add("t.category = ANY ({0}::text[])", list(wanted.category))
-    if wanted.department is not None:
-        where.add("t.department = {0}", wanted.department)
-    if wanted.project is not None:
-        where.add("t.project_id = (SELECT id FROM projects WHERE key = {0})", wanted.project)
-    if wanted.assignee_id is not None:
-        where.add(
-            "EXISTS (SELECT 1 FROM ticket_assignees f"
-            " WHERE f.ticket_id = t.id AND f.user_id = {0})",
-            wanted.assignee_id,
-        )
-    if wanted.reporter_id is not None:
-        where.add("t.reporter_id = {0}", wanted.reporter_id)
-    if wanted.tag:
-        where.add("t.tags @> {0}::text[]", list(wanted.tag))
-    if wanted.q is not None:
-        _search(where, wanted.q, internal=scope is None)
-    return where
-
-
-def _search(where: _Where, words: str, *, internal: bool) -> None:
-    """Find words in title, key, tags, description and comments; internal ones for agents only."""
-    if internal:
-        where.add(
-            "(t.search @@ websearch_to_tsquery('english', {0})"
-            " OR t.search_internal @@ websearch_to_tsquery('english', {0}))",
-            words,
-        )
-    else:
-        where.add("t.search @@ websearch_to_tsquery('english', {0})", words)
-
-
-async def list_page(
-    conn: Any,
-    wanted: Filter,
-    *,
-    scope: UUID | None,
-    sort: str = "-created_at",
-    window: Window,
-) -> Page[Ticket]:
-    """Return one page of the tickets in scope, by keyset when a cursor is given."""
-    name = sort.removeprefix("-")
-    column = SORTS[name]
-    direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
-    where = _where(wanted, scope)
-    if window.cursor is not None:
-        # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
-        kind, cast = (datetime, "") if name in _TIMES else (int, "::bigint")
-        value, last = decode_cursor(window.cursor, sort, (kind, UUID))
-        where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
-    query = f"""
-        SELECT {_COLUMNS}, {column} AS sort_value
-        FROM tickets t JOIN projects p ON p.id = t.project_id
-        WHERE {where}
-        ORDER BY {column} {direction}, t.id {direction} LIMIT {window.limit + 1:d}
-        OFFSET {window.offset:d}
-    """  # noqa: S608 - conditions are literals of this module, values are parameters
-    rows = await conn.fetch(query, *where.values)
-    page = Page.cut(
-        rows, window.limit, lambda row: encode_cursor(sort, row["sort_value"], row["id"])
-    )
-    return Page([_ticket(row) for row in page.items], page.next_cursor)
-
-
-async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
-    """Return how many tickets a list has in all; costly on large desks, so only when asked."""
-    where = _where(wanted, scope)
-    query = f"SELECT count(*) FROM tickets t WHERE {where}"  # noqa: S608 - literals of this module
-    total: int = await conn.fetchval(query, *where.values)
-    return total

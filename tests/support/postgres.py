@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -34,24 +34,31 @@ FAST_DIR = _SHM if os.access(_SHM, os.W_OK) and shutil.disk_usage(_SHM).free > 1
 class Server:
     """A PostgreSQL server that a test may stop, kill, freeze and start again."""
 
-    def __init__(self, *, durable: bool = False) -> None:
-        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=FAST_DIR))
+    def __init__(
+        self,
+        *,
+        durable: bool = False,
+        directory: str = FAST_DIR,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
         self.state_dir.chmod(0o711)
         self.port = _free_port()
         self._prepared = False
-        settings = {
+        options = {
             "listen_addresses": "127.0.0.1",
             "max_connections": "200",
             "port": str(self.port),
+            **(settings or {}),
         }
         if not durable:
-            settings["autovacuum"] = "off"
+            options["autovacuum"] = "off"
         given = os.environ.get("ITDESK_TEST_PG_BIN")
         self.embedded = EmbeddedPostgres(
             self.state_dir,
             bindir=Path(given) if given else None,
             durable=durable,
-            settings=settings,
+            settings=options,
         )
 
     async def start(self) -> None:

@@ -1,0 +1,67 @@
+"""Measure this daemon beside its limits and beside a plain FastAPI back end, in one run.
+
+    python -m tests.bench                     requests: read, list, search, create
+    python -m tests.bench stream              websocket fan-out and the way of an event to a client
+    python -m tests.bench --short --json out.json
+
+Needs wrk (apt-get install wrk) and the packages of the extra [dev]. Ratios are what counts; the
+exit status is 1 when a target was missed.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from tests.bench import requests, stream
+from tests.bench.report import Figure, Samples, as_json, machine
+from tests.bench.servers import world
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", default=[], metavar="PART", help="requests, stream")
+    parser.add_argument("--cases", default="read,list,search,create", help="of the requests")
+    parser.add_argument("--tickets", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=1000, help="websockets of the fan-out")
+    parser.add_argument("--seconds", type=int, default=4, help="of each sample")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true", help="leave the FastAPI back end out")
+    parser.add_argument("--short", action="store_true", help="one round of a second each")
+    parser.add_argument("--json", type=Path, help="write everything into this file as well")
+    return parser.parse_args()
+
+
+async def main() -> int:
+    """Run what was asked for; return the exit status."""
+    wanted = _arguments()
+    parts = wanted.parts or ["requests", "stream"]
+    if wanted.short:
+        wanted.rounds, wanted.seconds = 1, 1
+    samples, figures = Samples(), list[Figure]()
+    async with world(wanted.tickets, peer=not wanted.no_peer and "requests" in parts) as servers:
+        if "requests" in parts:
+            samples = requests.measure(
+                servers, wanted.cases.split(","), seconds=wanted.seconds, rounds=wanted.rounds
+            )
+            figures += requests.figures(samples)
+        if "stream" in parts:
+            figures += await stream.measure(servers, clients=wanted.clients, rounds=wanted.rounds)
+    print(" ".join(f"{name} {value}" for name, value in machine().items()))
+    for line in samples.lines():
+        print(line)
+    for figure in figures:
+        print(figure.line())
+    if wanted.json is not None:
+        about = {"tickets": wanted.tickets, "rounds": wanted.rounds, "seconds": wanted.seconds}
+        wanted.json.write_text(json.dumps(as_json(samples, figures, about), indent=1))
+    return 1 if any(figure.reached is False for figure in figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

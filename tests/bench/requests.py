@@ -1,0 +1,59 @@
+"""Requests a second beside the limit and the peer, interleaved, and what a request costs."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from tests.bench import load
+from tests.bench.report import Figure, Samples
+from tests.bench.servers import World
+
+# The least part of the limit, and the least multiple of the peer.
+TARGETS = {"read": (0.70, 8.0), "list": (0.75, 5.0), "create": (0.70, 5.0), "search": (0.60, 40.0)}
+
+
+def measure(
+    world: World,
+    cases: Sequence[str],
+    *,
+    seconds: int,
+    rounds: int,
+    connections: int = 16,
+    seed: int = 1,
+) -> Samples:
+    """Load every server with every case, in turns."""
+    samples, dice = Samples(), Random(seed)
+    for target in world.targets():
+        for case in cases:
+            load.run(target, case, world.filled, seconds=1, connections=connections, seed=0)
+    for turn in range(rounds):
+        for case in cases:
+            targets = world.targets()
+            dice.shuffle(targets)
+            for target in targets:
+                sample = load.run(
+                    target, case, world.filled,
+                    seconds=seconds, connections=connections, seed=seed + turn,
+                )  # fmt: skip
+                samples.add(case, target.name, sample)
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr)
+    return samples
+
+
+def figures(samples: Samples) -> Iterator[Figure]:
+    """Yield the ratios with their targets (T1 to T4)."""
+    for case, servers in samples.taken.items():
+        least, multiple = TARGETS.get(case, (None, None))
+        yield Figure(f"{case}: part of the limit", samples.ratio(case, "itdesk", "limit"),
+                     at_least=least)  # fmt: skip
+        if "peer" in servers:
+            yield Figure(f"{case}: times the peer", samples.ratio(case, "itdesk", "peer"), "x",
+                         at_least=multiple)  # fmt: skip
+
+
+def cost(world: World, case: str, *, seconds: int, seed: int = 1) -> float:
+    """Return the CPU microseconds of a request, daemon and PostgreSQL together."""
+    before = world.itdesk.cpu() + world.database_cpu()
+    sample = load.run(world.itdesk, case, world.filled, seconds=seconds, connections=16, seed=seed)
+    after = world.itdesk.cpu() + world.database_cpu()
+    return (after - before) / sample.requests * 1e6
