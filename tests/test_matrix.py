@@ -168,9 +168,9 @@ class World:
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
             case "workflow":
-                new = {"name": "Kept", "trigger": "comment_added", "active": False}
+                rule = {"name": "Kept", "trigger": "comment_added", "active": False}
                 made = await self.live.admin.post(
-                    "/workflows", {**new, "actions": {"add_tag": "x"}}
+                    "/workflows", {**rule, "actions": {"add_tag": "x"}}
                 )
                 ticket = self.objects["other", "ticket"]["ticket"]
                 return {"id": made.expect(201)["id"], "ticket": ticket}

@@ -119,7 +119,8 @@ def naive(node: dict[str, Any], found: Facts) -> bool:
             naive({"field": name, "op": "eq", "value": value}, found)
             for name, value in node.items()
         )
-    name, op, value = node["field"], node["op"], node.get("value")
+    name, op = node["field"], node["op"]
+    value: Any = node.get("value")
     if op.startswith("changed"):
         old, new, changed = _moved(name, found)
         if op == "changed" or not changed:

@@ -40,7 +40,7 @@ async def test_a_dry_run_tells_all_and_leaves_nothing(ruled: Ruled) -> None:
          "internal_comments": False},
     )  # fmt: skip
     ticket = await ruled.ticket()
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"assign_least_loaded": {}},
         {"change_status": "triaged"},
         {"set_field": {"project": "TSK", "priority": "high"}},
