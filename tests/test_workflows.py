@@ -4,9 +4,11 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
+import orjson
 import pytest
 
 from tests.support.daemon import Daemon, Live, Person, live_on, make_daemon, running, wait
@@ -134,6 +136,25 @@ async def test_what_is_no_rule_is_refused_with_every_problem(desk: Live) -> None
     for conditions in (deep, {"all": [{"field": "key", "op": "eq", "value": "x"}] * 51}):
         refused = await desk.admin.post("/workflows", {**new, "conditions": conditions})
         refused.refused(422, "E_WORKFLOW_INVALID_RULE")
+
+
+async def test_the_rules_of_the_readme_work_as_written(desk: Live, sink: Sink) -> None:
+    """Five real rules: each is accepted, and the first really assigns, comments and calls."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    section = readme.partition("### Workflows")[2]
+    written = orjson.loads(section.partition("```json")[2].partition("```")[0])
+    target = await _target(desk, sink, "pager")
+    rules = [(await desk.admin.post("/workflows", one)).expect(201) for one in written]
+    assert len(rules) == 5
+    agent = await desk.person("agent")
+    ticket = await desk.admin.ticket("No VPN", priority="critical")
+    (told,) = await sink.hears(1)
+    assert told.body["ticket"]["assignee_ids"] and told.body["ticket"]["key"] == ticket["key"]
+    await _runs(desk, rules[1], 1)
+    after = (await agent.get(f"/tickets/{ticket['key']}")).expect(200)
+    assert (after["category"], after["tags"]) == ("network", ["vpn"])
+    await _delete(desk, *rules)
+    (await desk.admin.delete(f"/workflow-targets/{target['id']}")).expect(204)
 
 
 async def test_rules_are_ordered_paged_and_tried(desk: Live) -> None:

@@ -103,7 +103,7 @@ class Rerun(Body):
     days: Annotated[int, Field(ge=1, le=366)] = 7
     limit: int = Field(100, ge=1, le=500, description="How many matching events to show at most.")
     events: int = Field(
-        10_000, ge=1, le=50_000, description="How many journal rows to look through at most."
+        5_000, ge=1, le=20_000, description="How many journal rows to look through at most."
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from itdesk.desk import rules
-from itdesk.desk.conditions import Facts
+from itdesk.desk.conditions import Facts, cut
 from itdesk.desk.mail import Mail
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.webhooks import Webhooks
-from itdesk.errors import Conflict, DeskError, Unavailable
+from itdesk.errors import Conflict, DeskError, StorageFull, Unavailable
 from itdesk.model import (
     SYSTEM,
     TRANSITIONS,
@@ -70,7 +70,7 @@ class Actions:
         for path, kind, value in rules.steps(doing.actions):
             try:
                 ticket, effect = await self._one(tx, doing, kind, value, ticket)
-            except Unavailable:
+            except (Unavailable, StorageFull):
                 raise
             except DeskError as exc:
                 raise ActionFailed(f"{path}: {exc.message}") from exc
@@ -186,7 +186,7 @@ def wanted_fields(kind: str, value: Any, ticket: Ticket) -> dict[str, Any]:
 def field_effect(before: Ticket, after: Ticket) -> Effect:
     """Return what an action did to the fields of a ticket."""
     changes = changes_between(before, after)
-    told = [{"field": c.field, "old": c.old, "new": c.new} for c in changes]
+    told = [{"field": c.field, "old": cut(c.old), "new": cut(c.new)} for c in changes]
     note = "changed" if told else "is so already"
     return {"done": bool(told), "note": note, "changes": told}
 

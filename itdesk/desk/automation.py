@@ -8,6 +8,7 @@ stays, what fails is undone whole and logged, and the next rule goes on.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -149,7 +150,8 @@ class Automation:
             else:
                 unmatched.append(_run(look, verdict))
         async with job.transaction() as tx:
-            await workflow_runs.add(tx.conn, unmatched)
+            if unmatched:
+                await workflow_runs.add(tx.conn, unmatched)
 
     async def _facts(self, entry: Entry, ticket_id: UUID) -> Facts | None:
         async with self._db.connection() as conn:
@@ -190,7 +192,7 @@ class Automation:
     async def _run_in(self, tx: Transaction, look: _Look, verdict: list[Verdict]) -> NewRun | None:
         """Do what there is to do in a transaction; return the run to log, or None for none."""
         rule = await workflows.hold_active(tx.conn, look.rule_id)
-        if rule is None:
+        if rule is None or not _waits(rule, look):
             return None
         ticket = await tickets.find(tx.conn, str(look.ticket_id), scope=None, lock=True)
         if await workflow_runs.exists(tx.conn, rule.id, look.entry.event.id):
@@ -263,12 +265,22 @@ class Automation:
         await self.run(_Look(period.rule_id, entry, period.ticket_id, cause, still=True))
 
 
+def _waits(rule: WorkflowRule, look: _Look) -> bool:
+    """Return whether a rule is still about such events; it may have been changed meanwhile."""
+    if look.still:
+        return rule.trigger is Trigger.UNCHANGED_FOR
+    fires = rule.trigger in triggers_of(look.entry.event)
+    return fires and rule.active_since <= look.entry.created_at
+
+
 async def _still(tx: Transaction, rule: WorkflowRule, look: _Look, ticket: Ticket) -> bool:
     newest = await workflow_runs.last_event(tx.conn, ticket.id, ())
     if rule.unchanged_for is None or newest is None:
         return False
-    status = rules.Unchanged.model_validate(rule.unchanged_for).status
-    return newest.event.id == look.entry.event.id and ticket.status == status
+    period = rules.Unchanged.model_validate(rule.unchanged_for)
+    over = ticket.updated_at + timedelta(hours=period.hours)
+    same = newest.event.id == look.entry.event.id and ticket.status == period.status
+    return same and over >= rule.active_since
 
 
 def _parsed(rule: WorkflowRule) -> Any:

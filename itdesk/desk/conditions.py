@@ -5,7 +5,7 @@ about a rule shall see all of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -231,7 +231,7 @@ def _contains(kind: Kind, found: Any, wanted: str) -> bool:
 
 
 def _told(change: Change | None) -> Any:
-    return None if change is None else {"old": _cut(change.old), "new": _cut(change.new)}
+    return None if change is None else {"old": cut(change.old), "new": cut(change.new)}
 
 
 def _first(people: Any) -> Any:
@@ -245,15 +245,11 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else _cut(value)
+    return value.isoformat() if isinstance(value, datetime) else cut(value)
 
 
-def _cut(value: Any) -> Any:
+def cut(value: Any) -> Any:
+    """Return a value with its texts cut where they are too long to be logged."""
     if isinstance(value, str) and len(value) > LONGEST_SHOWN:
         return value[: LONGEST_SHOWN - 1] + "…"
-    return [_cut(entry) for entry in value] if isinstance(value, list) else value
-
-
-# What the journal tells the changes of, and so what a ticket was like can be told from.
-TOLD: Final = frozenset(name for name, known in MEANINGS.items() if known.changes)
-TICKET_FIELDS: Final = frozenset(field.name for field in fields(Ticket))
+    return [cut(entry) for entry in value] if isinstance(value, list) else value

@@ -153,7 +153,8 @@ class Replay:
         # More is waiting for its numbers than fits: what is numbered cannot be taken back exactly.
         if len(fresh) == _WHOLE:
             return False
-        await self._batch(conn, tape, fresh)
+        for first in range(0, len(fresh), _BATCH):
+            await self._batch(conn, tape, fresh[first : first + _BATCH])
         before, left = 2**62, most
         while left > 0:
             batch = await events.journal_page(
