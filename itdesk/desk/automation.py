@@ -56,7 +56,7 @@ class _Period(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class Look:
     """One rule about to look at one event, and where the event comes from."""
 
     rule_id: UUID
@@ -142,7 +142,7 @@ class Automation:
                 facts = await self._facts(entry, entry.event.ticket_id)
             if facts is None:
                 return
-            look = _Look(rule.id, entry, facts.ticket.id, cause)
+            look = Look(rule.id, entry, facts.ticket.id, cause)
             verdict = evaluate(_parsed(rule), facts)
             if verdict.matched:
                 await self.run(look)
@@ -161,7 +161,7 @@ class Automation:
                 return None
             return await facts_of(conn, entry.event, ticket)
 
-    async def run(self, look: _Look) -> None:
+    async def run(self, look: Look) -> None:
         """Let one rule look at one event, act and be logged, all or nothing; a failure is logged.
 
         Unavailable when the database was in the way: then nothing happened, and it may be tried
@@ -189,7 +189,7 @@ class Automation:
         async with self._db.transaction() as tx:
             await workflow_runs.add(tx.conn, [failed])
 
-    async def _run_in(self, tx: Transaction, look: _Look, verdict: list[Verdict]) -> NewRun | None:
+    async def _run_in(self, tx: Transaction, look: Look, verdict: list[Verdict]) -> NewRun | None:
         """Do what there is to do in a transaction; return the run to log, or None for none."""
         rule = await workflows.hold_active(tx.conn, look.rule_id)
         if rule is None or not _waits(rule, look):
@@ -212,7 +212,7 @@ class Automation:
         result = await self._actions.perform(tx, Doing(rule, actions, facts))
         return _run(look, verdict[0], result=result)
 
-    async def _stopped(self, tx: Transaction, look: _Look) -> str | None:
+    async def _stopped(self, tx: Transaction, look: Look) -> str | None:
         """Return why nothing more may follow from this event, or None."""
         if look.cause.depth >= DEEPEST:
             return f"stopped: {DEEPEST} rules in a row have led here; what they did feeds this one"
@@ -262,10 +262,10 @@ class Automation:
             if entry is None:
                 return
             cause = await workflow_runs.cause(conn, entry.event.id, deepest=_LONGEST_CHAIN)
-        await self.run(_Look(period.rule_id, entry, period.ticket_id, cause, still=True))
+        await self.run(Look(period.rule_id, entry, period.ticket_id, cause, still=True))
 
 
-def _waits(rule: WorkflowRule, look: _Look) -> bool:
+def _waits(rule: WorkflowRule, look: Look) -> bool:
     """Return whether a rule is still about such events; it may have been changed meanwhile."""
     if look.still:
         return rule.trigger is Trigger.UNCHANGED_FOR
@@ -273,7 +273,7 @@ def _waits(rule: WorkflowRule, look: _Look) -> bool:
     return fires and rule.active_since <= look.entry.created_at
 
 
-async def _still(tx: Transaction, rule: WorkflowRule, look: _Look, ticket: Ticket) -> bool:
+async def _still(tx: Transaction, rule: WorkflowRule, look: Look, ticket: Ticket) -> bool:
     newest = await workflow_runs.last_event(tx.conn, ticket.id, ())
     if rule.unchanged_for is None or newest is None:
         return False
@@ -288,7 +288,7 @@ def _parsed(rule: WorkflowRule) -> Any:
 
 
 def _run(
-    look: _Look,
+    look: Look,
     verdict: Verdict,
     *,
     result: Sequence[Mapping[str, Any]] | None = None,

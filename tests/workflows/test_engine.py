@@ -1,13 +1,15 @@
 """Rules at work: what they do, in which order, how often, and where they end."""
 
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-from itdesk.desk.automation import DEEPEST
+from itdesk.desk.automation import DEEPEST, Look
 from itdesk.desk.tickets import NewTicket
 from itdesk.errors import Invalid
 from itdesk.model import Caller, Priority, Role
+from itdesk.store import workflow_runs
 from tests.workflows.ruled import Ruled
 
 
@@ -139,9 +141,29 @@ async def test_a_rule_leaves_alone_what_happened_before_it(ruled: Ruled) -> None
     waiting = await ruled.rule("ticket_created", {"add_tag": "old"})
     ticket = await ruled.ticket()
     late = await ruled.rule("ticket_created", {"add_tag": "new"})
+    never = await ruled.rule("ticket_created", {"add_tag": "x"}, conditions={"status": "closed"})
     await ruled.work()
     assert (await ruled.now(ticket)).tags == ["old"]
-    assert len(await ruled.runs(waiting)) == 1 and await ruled.runs(late) == []
+    assert len(await ruled.runs(waiting)) == 1
+    assert await ruled.runs(late) == [] and await ruled.runs(never) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"active": False}, {"trigger": "comment_added"}, {"actions": {"add_tag": "new"}}]
+)
+async def test_a_rule_changed_after_the_first_look_is_asked_again(
+    ruled: Ruled, change: dict[str, Any]
+) -> None:
+    """Between the look at an event and the lock of the rule an administrator may change it."""
+    rule = await ruled.rule("ticket_created", {"add_tag": "old"})
+    ticket = await ruled.ticket()
+    async with ruled.desk.db.connection() as conn:
+        entry = await workflow_runs.last_event(conn, ticket.id, ())
+        assert entry is not None
+        cause = await workflow_runs.cause(conn, entry.event.id, deepest=20)
+    await ruled.desk.workflows.update(ruled.admin, str(rule.id), change)
+    await ruled.desk.automation.run(Look(rule.id, entry, ticket.id, cause))
+    assert (await ruled.now(ticket)).tags == (["new"] if "actions" in change else [])
 
 
 async def test_a_stopped_rule_acts_no_more(ruled: Ruled) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 
-from itdesk.desk.automation import _Look
+from itdesk.desk.automation import Look
 from itdesk.store import events, workflow_runs
 from tests.support.desk import bench_on
 from tests.workflows.ruled import Ruled
@@ -23,7 +23,7 @@ async def test_many_workers_at_one_event_act_once(ruled: Ruled) -> None:
                 assert entry is not None
                 cause = await workflow_runs.cause(conn, entry.event.id, deepest=20)
                 assert await events.get(conn, entry.event.id) == entry
-            look = _Look(rule.id, entry, ticket.id, cause)
+            look = Look(rule.id, entry, ticket.id, cause)
             async with asyncio.TaskGroup() as group:
                 for node in nodes:
                     group.create_task(node.automation.run(look))
@@ -49,5 +49,5 @@ async def test_a_run_that_comes_second_is_undone(ruled: Ruled) -> None:
         "CREATE TRIGGER faster BEFORE INSERT ON workflow_runs FOR EACH ROW"
         " EXECUTE FUNCTION faster()"
     )
-    await ruled.desk.automation.run(_Look(rule.id, entry, ticket.id, cause))
+    await ruled.desk.automation.run(Look(rule.id, entry, ticket.id, cause))
     assert await ruled.comments(ticket) == [] and await ruled.runs(rule) == []

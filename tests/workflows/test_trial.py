@@ -10,6 +10,7 @@ from itdesk.desk.replay import Replayed
 from itdesk.desk.rulecheck import Draft
 from itdesk.errors import Forbidden, Invalid
 from itdesk.model import Ticket
+from itdesk.store import workflows
 from tests.workflows.ruled import Ruled
 
 # All that a write could leave behind; dead rows and the like are PostgreSQL's own business.
@@ -249,3 +250,20 @@ async def _tick(ruled: Ruled) -> None:
     """Let the clock look, and do what follows."""
     await ruled.desk.automation.schedule().run(None)  # type: ignore[arg-type]
     await ruled.work()
+
+
+async def test_the_clock_looks_at_each_ticket_once_batch_by_batch(ruled: Ruled) -> None:
+    """Tickets that fell silent at the same instant are told apart by their ids."""
+    rule = await ruled.rule(
+        "unchanged_for", {"add_tag": "x"}, unchanged_for={"hours": 2, "status": "open"}
+    )
+    made = {(await ruled.ticket()).id for _ in range(5)}
+    await ruled.sql("UPDATE tickets SET updated_at = now()")
+    await _silence(ruled, hours=3, rule=rule.id)
+    seen: list[UUID] = []
+    for expected in (2, 2, 1, 0):
+        async with ruled.desk.db.transaction() as tx:
+            batch = await workflows.take_unchanged(tx.conn, rule, hours=2, status="open", limit=2)
+        assert len(batch) == expected
+        seen += [ticket_id for ticket_id, _ in batch]
+    assert len(seen) == 5 and set(seen) == made
