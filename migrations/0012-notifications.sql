@@ -5,7 +5,8 @@ ALTER TABLE emails
     ADD COLUMN IF NOT EXISTS event_id uuid,
     ADD COLUMN IF NOT EXISTS ticket_id uuid,
     ADD COLUMN IF NOT EXISTS user_id uuid,
-    ADD COLUMN IF NOT EXISTS lines integer NOT NULL DEFAULT 0;
+    ADD COLUMN IF NOT EXISTS lines integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS expires_at timestamptz;
 
 -- One event, one mail a person, however often it is looked at.
 CREATE UNIQUE INDEX IF NOT EXISTS ux_emails_event_user ON emails (event_id, user_id)

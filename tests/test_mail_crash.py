@@ -156,4 +156,4 @@ async def test_twenty_kills_under_load_lose_no_mail(
     assert set(copies) == {f"<{id}@x>" for id in wanted}
     # Four are on their way at a time.
     assert sum(copies.values()) - len(copies) <= 20 * 4
-    print(f"\\n{len(copies)} mails, {sum(copies.values()) - len(copies)} duplicates in 20 kills")
+    print(f"\n{len(copies)} mails, {sum(copies.values()) - len(copies)} duplicates in 20 kills")

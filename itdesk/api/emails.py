@@ -30,7 +30,7 @@ class NotificationChange(Body):
     )
     comment_added: Flag = Field(default_factory=bool, description="A comment on your ticket.")
     file_recalled: Flag = Field(
-        default_factory=bool, description="A file that you had to do with was withdrawn."
+        default_factory=bool, description="A file that you downloaded was withdrawn."
     )
 
 

@@ -5,7 +5,6 @@ died between sending and saying so, can tell. A mail that cannot be delivered en
 the reason; one that meets no server at all waits for it, however long that takes.
 """
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -103,11 +102,19 @@ class Mail:
     ) -> UUID:
         """Write a mail and queue its delivery, both with the transaction; return the mail's id.
 
-        `desk`, the desk's name, is a value by itself. While no plugin sends mail it is `skipped`.
+        `desk`, the desk's name, is a value by itself; `hours` is for how long the mail is of use.
+        While no plugin sends mail it is `skipped`.
         """
         letter = self.letters.write(template, {"desk": self.desk_name, **values})
+        hours = values.get("hours")
         mail = self.new(
-            to, letter.subject, letter.text, html=letter.html, kind=kind, event_id=event_id
+            to,
+            letter.subject,
+            letter.text,
+            html=letter.html,
+            kind=kind,
+            event_id=event_id,
+            hours=float(hours) if isinstance(hours, int | float) else None,
         )
         await self.post(tx, [mail])
         return mail.id
@@ -167,7 +174,7 @@ class Mail:
             mail = await emails.begin(conn, which)
         if mail is None:
             return
-        if mail.age_seconds > self._lasts(mail.kind):
+        if mail.over:
             await self._failed(job, mail, "the link in it was over before it could be sent")
             return
         try:
@@ -209,15 +216,6 @@ class Mail:
             thread=None if about is None else f"<ticket.{about}@{self._domain}>",
             created_at=mail.created_at,
         )
-
-    def _lasts(self, kind: MailKind) -> float:
-        """Return for how many seconds a mail is of use to its reader."""
-        auth = self._settings.auth
-        hours: dict[MailKind, float] = {
-            MailKind.VERIFICATION: auth.verification_token_expire_hours,
-            MailKind.PASSWORD_RESET: auth.password_reset_token_expire_hours,
-        }
-        return hours.get(kind, math.inf) * 3600
 
     def _pause(self, attempt: int) -> float:
         longest = min(self._settings.mail.retry_seconds * 2.0 ** (attempt - 1), LONGEST_PAUSE)
@@ -306,7 +304,7 @@ class Mail:
             now = await emails.now(conn)
         begun = Begun(
             mail.id, mail.message_id, mail.to_address, mail.subject, mail.text, mail.html,
-            mail.kind, None, now, 0.0,
+            mail.kind, None, now, False,
         )  # fmt: skip
         try:
             await mailer.deliver(self._outgoing(begun))

@@ -39,7 +39,7 @@ _WHY: Mapping[Topic, str] = {
     Topic.TICKET_ASSIGNED: "the ticket was given to you",
     Topic.STATUS_CHANGED: "you reported the ticket or it is yours to work on",
     Topic.COMMENT_ADDED: "you reported the ticket or it is yours to work on",
-    Topic.FILE_RECALLED: "you had to do with this file",
+    Topic.FILE_RECALLED: "you downloaded this file",
 }
 
 
@@ -145,9 +145,9 @@ class Notices:
                 people = [*ticket.assignee_ids, *([] if comment.internal else [ticket.reporter_id])]
                 story.tell(Topic.COMMENT_ADDED, f"{who} {how}.", people)
         else:
-            name = one_line(event.data.get("filename") or event.data.get("name") or "a file", 200)
-            what = f"The file {name} was found to be harmful and was withdrawn. Delete your copies."
-            story.tell(Topic.FILE_RECALLED, what, _ids(event.data.get("notify")))
+            name = one_line(event.data.get("filename") or "a file", 200)
+            what = f"The file {name} did not pass a later virus scan. Delete your copies of it."
+            story.tell(Topic.FILE_RECALLED, what, _ids(event.data.get("downloaded_by")))
         return story
 
     # --- writing ---------------------------------------------------------------------------

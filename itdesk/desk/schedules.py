@@ -110,10 +110,6 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
             days=settings.jobs.keep_days,
             workflow_days=settings.workflows.keep_days,
             mail_days=settings.mail.keep_days,
-            secret_hours=max(
-                settings.auth.verification_token_expire_hours,
-                settings.auth.password_reset_token_expire_hours,
-            ),
         )
 
     seconds = settings.scheduler
@@ -124,12 +120,7 @@ def own_schedules(db: Database, stats: Statistics, settings: Settings) -> tuple[
 
 
 async def clean_up(
-    db: Database,
-    *,
-    days: int,
-    workflow_days: int = 90,
-    mail_days: int = 90,
-    secret_hours: int = 24,
+    db: Database, *, days: int, workflow_days: int = 90, mail_days: int = 90
 ) -> dict[str, int]:
     """Delete what is over; jobs, runs and mails that ended are kept for so many days.
 
@@ -144,7 +135,7 @@ async def clean_up(
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
-        "secrets": partial(emails.forget_secrets, hours=secret_hours),
+        "secrets": emails.forget_secrets,
         "emails": partial(emails.delete_old, days=mail_days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}

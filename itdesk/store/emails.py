@@ -20,7 +20,10 @@ MOST_LINES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEmail:
-    """A mail to be, and what it is about; one with lines is a digest that more can be added to."""
+    """A mail to be, and what it is about; one with lines is a digest that more can be added to.
+
+    After so many hours, if any, what it says is of no use: its link and code are over.
+    """
 
     id: UUID
     to_address: str
@@ -35,6 +38,7 @@ class NewEmail:
     user_id: UUID | None = None
     lines: int = 0
     seconds: float = 0.0
+    hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Begun:
     kind: MailKind
     ticket_id: UUID | None
     created_at: datetime
-    age_seconds: float
+    over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +81,23 @@ async def add(conn: Any, new: Sequence[NewEmail]) -> set[UUID]:
     """Write mails; one to somebody who has one of that event is left out. Return those written."""
     query = """
         INSERT INTO emails (id, to_address, subject, body_text, body_html, kind, status,
-                            message_id, event_id, ticket_id, user_id, lines, next_attempt_at)
+                            message_id, event_id, ticket_id, user_id, lines, expires_at,
+                            next_attempt_at)
         SELECT n.id, n.to_address, n.subject, n.body_text, n.body_html, n.kind, n.status,
                n.message_id, n.event_id, n.ticket_id, n.user_id, n.lines,
+               now() + make_interval(secs => n.hours * 3600),
                CASE WHEN n.status = 'queued' THEN now() + make_interval(secs => n.seconds) END
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                     $7::text[], $8::text[], $9::uuid[], $10::uuid[], $11::uuid[], $12::int[],
-                    $13::float8[])
+                    $13::float8[], $14::float8[])
              AS n (id, to_address, subject, body_text, body_html, kind, status, message_id,
-                   event_id, ticket_id, user_id, lines, seconds)
+                   event_id, ticket_id, user_id, lines, seconds, hours)
         ON CONFLICT (event_id, user_id) WHERE event_id IS NOT NULL AND user_id IS NOT NULL
         DO NOTHING RETURNING id
     """
     columns = (
         "id", "to_address", "subject", "text", "html", "kind", "status", "message_id",
-        "event_id", "ticket_id", "user_id", "lines", "seconds",
+        "event_id", "ticket_id", "user_id", "lines", "seconds", "hours",
     )  # fmt: skip
     rows = await conn.fetch(query, *([getattr(mail, name) for mail in new] for name in columns))
     return {row["id"] for row in rows}
@@ -132,7 +138,7 @@ async def begin(conn: Any, email_id: UUID) -> Begun | None:
     query = """
         UPDATE emails SET attempts = attempts + 1 WHERE id = $1 AND status = 'queued'
         RETURNING id, message_id, to_address, subject, body_text, body_html, kind, ticket_id,
-                  created_at, extract(epoch FROM now() - created_at)::float8 AS age_seconds
+                  created_at, coalesce(expires_at < now(), false) AS over
     """
     row = await conn.fetchrow(query, email_id)
     if row is None:
@@ -147,7 +153,7 @@ async def begin(conn: Any, email_id: UUID) -> Begun | None:
         kind=MailKind(row["kind"]),
         ticket_id=row["ticket_id"],
         created_at=row["created_at"],
-        age_seconds=row["age_seconds"],
+        over=row["over"],
     )
 
 
@@ -285,17 +291,16 @@ async def fail_abandoned(conn: Any, limit: int, *, type: str) -> int:
     return int(result.rpartition(" ")[2])
 
 
-async def forget_secrets(conn: Any, limit: int, *, hours: int) -> int:
+async def forget_secrets(conn: Any, limit: int) -> int:
     """Forget what mails said whose links and codes are over; return of how many."""
     query = """
         UPDATE emails SET body_text = '', body_html = NULL WHERE id IN (
             SELECT id FROM emails
-            WHERE kind <> 'notification' AND status <> 'queued' AND body_text <> ''
-              AND created_at < now() - make_interval(hours => $1)
-            ORDER BY created_at LIMIT $2
+            WHERE status <> 'queued' AND body_text <> '' AND expires_at < now()
+            ORDER BY expires_at LIMIT $1
         )
     """
-    result: str = await conn.execute(query, hours, limit)
+    result: str = await conn.execute(query, limit)
     return int(result.rpartition(" ")[2])
 
 

@@ -98,13 +98,14 @@ async def test_links_start_with_the_daemons_address_without_a_frontend(database_
 async def test_a_link_that_is_over_is_not_sent(database_url: str, mail_server: MailServer) -> None:
     """After an outage of a day nobody gets a reset link of yesterday."""
     async with posting(database_url, mail_server) as bench:
-        old, young, welcome = [
-            await queued(bench, kind)
-            for kind in (MailKind.PASSWORD_RESET, MailKind.VERIFICATION, MailKind.WELCOME)
-        ]
-        await bench.sql("UPDATE emails SET created_at = now() - interval '3 hours'")
+        old, young, endless = [await queued(bench) for _ in range(3)]
+        lasts = "SELECT bool_and(expires_at = created_at + interval '2 hours') FROM emails"
+        assert await bench.sql(lasts) is True
+        await bench.sql("UPDATE emails SET expires_at = NULL WHERE id = $1", endless)
+        await bench.sql("UPDATE emails SET expires_at = now() - interval '1 minute' WHERE id = $1",
+                        old)  # fmt: skip
         await work(bench)
-        assert [(await row(bench, id))[0] for id in (old, young, welcome)] == [
+        assert [(await row(bench, id))[0] for id in (old, young, endless)] == [
             "failed", "sent", "sent",
         ]  # fmt: skip
         assert len(mail_server.mails) == 2
@@ -217,14 +218,14 @@ async def test_a_recalled_file_is_told_to_those_it_names(
         await work(bench)
         mail_server.reset()
         named = [str(reporter.user_id), str(stranger.user_id), "nonsense", None]
-        data = {"notify": named, "filename": "bill\r\n.pdf"}
+        data = {"downloaded_by": named, "filename": "bill\r\n.pdf"}
         async with bench.desk.db.transaction() as tx:
             tx.record(Event.by(SYSTEM, "attachment.recalled", ticket_id=ticket.id,
                                ticket_version=99, data=data))  # fmt: skip
         await work(bench)
         (mail,) = mail_server.mails
         assert mail.recipients == [reporter.email]
-        assert "The file bill .pdf was found to be harmful" in mail.text
+        assert "The file bill .pdf did not pass a later virus scan" in mail.text
 
 
 async def test_two_mails_have_different_ids_that_last(

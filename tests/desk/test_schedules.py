@@ -230,8 +230,9 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
         )  # fmt: skip
     for age in ("91 days", "25 hours", "23 hours"):
         await bench.sql(
-            "INSERT INTO emails (to_address, subject, body_text, kind, status, created_at)"
-            " SELECT 'a@example.org', 's', 'b', k, s, now() - $1::text::interval"
+            "INSERT INTO emails (to_address, subject, body_text, kind, status, created_at,"
+            " expires_at) SELECT 'a@example.org', 's', 'b', k, s, now() - $1::text::interval,"
+            " CASE WHEN k <> 'notification' THEN now() - $1::text::interval + '1 day' END"
             " FROM (VALUES ('notification', 'sent'), ('password_reset', 'failed'),"
             " ('verification', 'queued')) AS m (k, s)", age,
         )  # fmt: skip
