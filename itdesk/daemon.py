@@ -40,6 +40,7 @@ from itdesk.desk.projects import Projects
 from itdesk.desk.proofs import Proofs
 from itdesk.desk.recovery import Recovery
 from itdesk.desk.rescans import Rescans
+from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
@@ -164,6 +165,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await _open_files(desk, keys)
         if settings.mail.plugin is not None:
             mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
+        await stack.enter_async_context(opened_rules(desk))
         await _open_work(desk)
         yield desk
 
@@ -229,7 +231,10 @@ async def _open_work(desk: Desk) -> None:
     for schedules in (await desk.plugins.schedules(desk)).values():
         desk.schedules.register(*schedules)
     # From here on, whoever records an event queues what follows from it: commands as well.
-    desk.db.jobs_of = desk.jobs.of_events
+    desk.db.jobs_of = lambda new: [
+        *desk.jobs.of_events(new),
+        *desk.automation.of_events(new),
+    ]
 
 
 async def _chosen_storage(desk: Desk) -> Storage:

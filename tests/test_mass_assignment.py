@@ -135,6 +135,23 @@ CASES: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
      {"ticket_id", "filename", "content_type", "size"}, set()),
     ("POST /attachments", "user", {"attachment_id": "{file}"},
      {"attachment_id", "file_key", "ticket_id", "filename", "content_type", "size"}, set()),
+    ("POST /workflows", "admin",
+     {"name": "x", "trigger": "comment_added", "active": False, "actions": {"add_tag": "x"}},
+     {"name", "description", "trigger", "unchanged_for", "conditions", "actions", "active",
+      "position"}, set()),
+    ("PUT /workflows/{workflow}", "admin", {},
+     {"name", "description", "trigger", "unchanged_for", "conditions", "actions", "active",
+      "position"}, set()),
+    ("PUT /workflows/order", "admin", {"ids": ["{workflow}"]}, {"ids"}, set()),
+    ("POST /workflows/replay", "admin",
+     {"rule": {"trigger": "comment_added", "actions": {"add_tag": "x"}}},
+     {"rule", "days", "limit", "events"}, set()),
+    ("POST /workflows/{workflow}/dry-run", "admin", {"ticket": "{ticket}"}, {"ticket"}, set()),
+    ("POST /workflow-targets", "admin",
+     {"name": "{KEY}", "url": "https://example.org/", "secret": "0123456789abcdef"},
+     {"name", "url", "secret", "internal_comments"}, set()),
+    ("PUT /workflow-targets/{target}", "admin", {},
+     {"name", "url", "secret", "internal_comments"}, set()),
 ]  # fmt: skip
 
 # What each allowed field is set to, and what of the answer may differ for it.
@@ -162,6 +179,15 @@ VALUES: dict[str, Any] = {
     "internal": True,
     "invite": True,
     **dict.fromkeys(_TOLD, False),
+    "trigger": "ticket_created",
+    "unchanged_for": None,
+    "conditions": {"priority": "low"},
+    "actions": {"add_tag": "y"},
+    "active": True,
+    "position": 77,
+    "url": "https://example.org/other",
+    "secret": "fedcba9876543210",
+    "internal_comments": True,
 }
 ALSO: dict[str, set[str]] = {
     "labels": {"tags"},
@@ -170,6 +196,9 @@ ALSO: dict[str, set[str]] = {
     "project": {"project_id", "key"},
     "assignee_ids": {"assignee_id"},
     "assignee_id": {"assignee_ids"},
+    # A rule that starts anew leaves alone what happened before.
+    "active": {"active_since"},
+    "trigger": {"active_since"},
 }
 ALWAYS = {"version", "updated_at", "first_action_at"}
 
@@ -183,6 +212,8 @@ class Scene:
     ticket: Any
     file: Any
     project: Any
+    workflow: Any
+    target: Any
     words: set[str]
 
     def fill(self, template: Any) -> Any:
@@ -205,6 +236,8 @@ class Scene:
             "ticket": self.ticket["id"],
             "file": self.file["id"],
             "project": self.project["id"],
+            "workflow": self.workflow["id"],
+            "target": self.target["id"],
             **{role: person.id for role, person in self.people.items()},
         }
 
@@ -214,10 +247,11 @@ class Scene:
         seen: dict[str, Any] = {}
         paths = ["/tickets/{ticket}", "/tickets/{ticket}/comments?limit=200", "/attachments/{file}",
                  "/projects/{project}", "/users/{user}", "/users/{agent}", "/users/{manager}",
-                 "/tickets/{ticket}/attachments"]  # fmt: skip
+                 "/tickets/{ticket}/attachments", "/workflows/{workflow}",
+                 "/workflow-targets/{target}"]  # fmt: skip
         for path in paths:
             seen[path] = (await admin.get(path.format(**names))).expect(200)
-        for path in ("/tickets", "/projects", "/users"):
+        for path in ("/tickets", "/projects", "/users", "/workflows", "/workflow-targets"):
             counted = await admin.get(f"{path}?limit=1&count=true")
             seen[path] = counted.headers["X-Total-Count"]
         return seen
@@ -249,8 +283,19 @@ async def _build(live: Live) -> Scene:
     file = await user.scanned(file["id"])
     new = {"key": f"Q{uuid4().hex[:8].upper()}", "name": "A project"}
     project = (await live.admin.post("/projects", new)).expect(201)
+    workflow = (await live.admin.post("/workflows", _WORKFLOW)).expect(201)
+    target = (await live.admin.post("/workflow-targets", _target())).expect(201)
     document = (await live.nobody.call("GET", "/openapi.json")).expect(200)
-    return Scene(live, people, ticket, file, project, _words(document) | set(HOSTILE))
+    words = _words(document) | set(HOSTILE)
+    return Scene(live, people, ticket, file, project, workflow, target, words)
+
+
+_WORKFLOW = {"name": "A rule", "trigger": "comment_added", "active": False,
+             "actions": {"add_tag": "x"}}  # fmt: skip
+
+
+def _target() -> dict[str, str]:
+    return {"name": uuid4().hex, "url": "https://example.org/", "secret": "0123456789abcdef"}
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +342,13 @@ async def test_no_word_but_the_callers_own_is_taken(scene: Scene, case: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case[0].startswith(("PATCH", "PUT"))], ids=_ids
+    "case",
+    [
+        case
+        for case in CASES
+        if case[0].startswith(("PATCH", "PUT")) and not case[0].endswith("/order")
+    ],
+    ids=_ids,
 )
 async def test_a_field_changes_itself_and_nothing_else(scene: Scene, case: Any) -> None:
     """S-03: what may be set is set; everything else about the object stays."""
@@ -311,6 +362,10 @@ async def test_a_field_changes_itself_and_nothing_else(scene: Scene, case: Any) 
         elif path.startswith("/projects"):
             new = {"key": names["KEY"], "name": "Of its own"}
             names["project"] = (await admin.post("/projects", new)).expect(201)["id"]
+        elif path.startswith("/workflows"):
+            names["workflow"] = (await admin.post("/workflows", _WORKFLOW)).expect(201)["id"]
+        elif path.startswith("/workflow-targets"):
+            names["target"] = (await admin.post("/workflow-targets", _target())).expect(201)["id"]
         elif who == "admin":
             new = {"email": names["new"], "name": "Of their own"}
             names["user"] = (await admin.post("/users", new)).expect(201)["id"]
@@ -357,7 +412,7 @@ async def test_the_cases_are_every_write_of_the_api(scene: Scene) -> None:
     }
     named = {
         case[0].replace("{project}", "{id}").replace("{user}", "{id}").replace("{agent}", "{id}")
-        .replace("{manager}", "{id}")
+        .replace("{manager}", "{id}").replace("{workflow}", "{id}").replace("{target}", "{id}")
         for case in CASES
     }  # fmt: skip
     assert named == writes

@@ -47,6 +47,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "download-link": TWO,
     "waiting-job": TWO,
     "failed-job": TWO,
+    "workflow": TWO,
+    "workflow-target": TWO,
     "failed-mail": TWO,
 }
 # So many requests of one route are on their way at once.
@@ -165,6 +167,17 @@ class World:
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
+            case "workflow":
+                rule = {"name": "Kept", "trigger": "comment_added", "active": False}
+                made = await self.live.admin.post(
+                    "/workflows", {**rule, "actions": {"add_tag": "x"}}
+                )
+                ticket = self.objects["other", "ticket"]["ticket"]
+                return {"id": made.expect(201)["id"], "ticket": ticket}
+            case "workflow-target":
+                new = {"name": uuid4().hex, "url": "https://example.org/", "secret": "x" * 16}
+                made = await self.live.admin.post("/workflow-targets", new)
+                return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
             case "failed-mail":
@@ -204,7 +217,8 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job", "-mail")):
+        lasting = ("-link", "-job", "-mail", "workflow", "workflow-target")
+        if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}

@@ -16,6 +16,7 @@ from itdesk.api import (
     tickets,
     users,
     websocket,
+    workflows,
 )
 from itdesk.api.route import Route
 
@@ -27,6 +28,7 @@ ROUTES: tuple[Route, ...] = (
     *attachments.ROUTES,
     *projects.ROUTES,
     *users.ROUTES,
+    *workflows.ROUTES,
     *emails.ROUTES,
     *websocket.ROUTES,
     *stats.ROUTES,

@@ -175,6 +175,13 @@ class Scheduler(Section):
     token_cleanup_seconds: SecondsOrOff = 3600
     storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
+    workflow_seconds: SecondsOrOff = 60
+
+
+class Workflows(Section):
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    webhook_seconds: Seconds = 10
+    target_networks: tuple[IPvAnyNetwork, ...] = ()
 
 
 class Mail(Section):
@@ -249,6 +256,7 @@ class Settings(Section):
     scanner: Scanner = Scanner()
     jobs: Jobs = Jobs()
     scheduler: Scheduler = Scheduler()
+    workflows: Workflows = Workflows()
     mail: Mail = Mail()
     ai: Ai = Ai()
     tickets: Tickets = Tickets()

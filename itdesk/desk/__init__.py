@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
+    from itdesk.desk.automation import Automation
     from itdesk.desk.health import Health
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.recovery import Recovery
+    from itdesk.desk.replay import Replay
     from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.desk.verification import Verification
+    from itdesk.desk.webhooks import Webhooks
+    from itdesk.desk.workflows import Workflows
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -61,6 +65,10 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    webhooks: Webhooks = field(init=False)
+    workflows: Workflows = field(init=False)
+    replay: Replay = field(init=False)
+    automation: Automation = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ TEMPLATES: Final[Mapping[str, frozenset[str]]] = {
     "notification": frozenset({"desk", "name", "key", "title", "what", "text", "link", "why"}),
     "digest": frozenset({"desk", "name", "text"}),
     "trial": frozenset({"desk", "email"}),
+    "workflow_notice": frozenset({"desk", "name", "key", "title", "link", "text"}),
 }
 # Values that may have more than one line; any other is one line of this many characters at most.
 _LONG: Final = frozenset({"text"})

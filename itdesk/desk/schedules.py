@@ -18,7 +18,7 @@ from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.model import SYSTEM, Event
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, emails, periodic
+from itdesk.store import cleanup, emails, periodic, workflow_runs
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
@@ -113,6 +113,7 @@ def own_schedules(
         await clean_up(
             db,
             days=settings.jobs.keep_days,
+            workflow_days=settings.workflows.keep_days,
             mail_days=settings.mail.keep_days,
         )
 
@@ -136,7 +137,9 @@ def own_schedules(
     )
 
 
-async def clean_up(db: Database, *, days: int, mail_days: int = 90) -> dict[str, int]:
+async def clean_up(
+    db: Database, *, days: int, workflow_days: int = 90, mail_days: int = 90
+) -> dict[str, int]:
     """Delete what is over; jobs, runs and mails that ended are kept for so many days.
 
     What mails say whose links are over is forgotten. Return how many of each.
@@ -148,6 +151,7 @@ async def clean_up(db: Database, *, days: int, mail_days: int = 90) -> dict[str,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),
+        "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
         "secrets": emails.forget_secrets,
         "emails": partial(emails.delete_old, days=mail_days),

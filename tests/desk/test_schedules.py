@@ -211,6 +211,12 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             "INSERT INTO periodic_runs (name, due_at) VALUES ('p', now() - $1::text::interval)",
             age,
         )
+    for age in ("91 days", "91 days", "89 days"):
+        await bench.sql(
+            "INSERT INTO workflow_runs (event_id, matched, created_at)"
+            " VALUES (gen_random_uuid(), false, now() - $1::text::interval)",
+            age,
+        )
     await bench.sql("UPDATE jobs SET created_at = now() - interval '90 days'")
     for n, (age, reason, came) in enumerate(
         (("8 days", "missing", False), ("6 days", "missing", False), ("8 days", "missing", True),
@@ -232,7 +238,7 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
         )  # fmt: skip
     assert await clean_up(bench.desk.db, days=30) == {
         "sessions": 1, "verifications": 1, "resets": 1, "answers": 1, "files": 1, "runs": 1,
-        "jobs": 2, "secrets": 2, "emails": 2,
+        "jobs": 2, "secrets": 2, "emails": 2, "workflow_runs": 2,
     }  # fmt: skip
     for table, left in (
         ("refresh_tokens", 1), ("verification_tokens", 1), ("password_reset_tokens", 1),

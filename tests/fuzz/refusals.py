@@ -47,6 +47,23 @@ REFUSALS = (
         rf"{TICKET}|POST /api/v1/tickets",
         "only some projects number their own tickets",
     ),
+    Refusal(
+        "E_WORKFLOW_INVALID_RULE",
+        r"POST /api/v1/workflows(/replay)?|PUT /api/v1/workflows/\{id\}",
+        "which words go with a field, and who and what is there, no schema says",
+    ),
+    Refusal(
+        "E_WORKFLOW_TARGET_NAME_EXISTS",
+        r"(POST|PUT) /api/v1/workflow-targets(/\{id\})?",
+        "a short name is chosen twice by chance",
+    ),
+    Refusal("E_WORKFLOW_TOO_MANY", r"POST /api/v1/workflow.*", "there may be so many"),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"(POST|PUT) /api/v1/workflow-targets(/\{id\})?",
+        "an address may look like one and have no host, or one that may not be called",
+        frozenset({"url"}),
+    ),
     Refusal("E_TICKET_VERSION_MISMATCH", TICKET, "If-Match is what 412 is for"),
     Refusal(
         "E_IDEMPOTENCY_KEY_REUSED",
