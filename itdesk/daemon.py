@@ -23,12 +23,13 @@ from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
 from itdesk.api.websocket import HUB
 from itdesk.config import Settings
-from itdesk.desk import Desk
+from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.keys import Keys
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -37,7 +38,8 @@ from itdesk.desk.schedules import Schedules, own_schedules
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
-from itdesk.desk.tokens import Keys, Tokens, UrlSigner
+from itdesk.desk.tokens import Tokens
+from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -100,7 +102,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(open_database(settings, url))
         secret = settings.auth.jwt_secret
-        keys = Keys.configured(
+        keys, key_file = keyfile.configured(
             algorithm=settings.auth.jwt_algorithm,
             secret=secret.get_secret_value() if secret else None,
             path=settings.jwt_key_path,
@@ -112,7 +114,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             directories=settings.plugin_host.directories,
             metrics=metrics,
         )
-        tokens = Tokens(keys, clock)
+        tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics)
         sessions = Sessions(db, tokens, passwords, settings.auth, clock)
 

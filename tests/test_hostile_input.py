@@ -16,7 +16,7 @@ from yarl import URL
 
 from itdesk.api import ROUTES
 from itdesk.api.route import Route
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from tests.support.daemon import Answer, Live, Person, wait
 from tests.support.json_corpus import REFUSED, WRONG
 from tests.support.jwt_corpus import b64, control, corpus, sendable
@@ -131,7 +131,7 @@ async def test_no_forged_token_is_accepted(live: Live) -> None:
     claims = person.token.split(".")[1]
     said = orjson.loads(_unb64(claims))
     sub, sid = UUID(said["sub"]), UUID(said["sid"])
-    keys = Keys.load_or_create(live.daemon.state_dir / "jwt-key.pem")
+    keys = KeyFile(live.daemon.state_dir / "jwt-key.pem").load_or_create()
     hostile = [(name, token) for name, token in corpus(keys, sub=sub, sid=sid) if sendable(token)]
     assert len(hostile) >= 80
     wrong: list[str] = []

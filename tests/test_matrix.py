@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientSession, FormData
 
 from itdesk.api import ROUTES
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.model import new_id
 from tests.support.daemon import PASSWORD, Answer, Live, Person, wait
 from tests.support.jwt_corpus import Forge
@@ -327,7 +327,7 @@ async def _give_everybody_something(world: World) -> None:
 async def _end(world: World) -> None:
     """Take away what the callers of the matrix no longer have."""
     people, admin = world.people, world.live.admin
-    keys = Keys.load_or_create(world.live.daemon.state_dir / "jwt-key.pem")
+    keys = KeyFile(world.live.daemon.state_dir / "jwt-key.pem").load_or_create()
     user = people["user"]
     session = orjson.loads(_decoded(user.token.split(".")[1]))
     forge = Forge(keys, session["sub"], session["sid"])

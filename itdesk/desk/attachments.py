@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from itdesk.desk.filenames import accepted_type, require_harmless_start, shown_name
-from itdesk.desk.tokens import UrlSigner
+from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, NotFound, TooLarge
 from itdesk.hookspecs import Storage
 from itdesk.model import Attachment, Caller, Event, Role, ScanStatus, new_id

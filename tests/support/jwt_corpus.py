@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keys import Keys
 
 Named = tuple[str, str]
 Json = Mapping[str, Any]

@@ -11,10 +11,11 @@ import asyncpg
 
 from itdesk.config import Auth
 from itdesk.desk.accounts import Accounts, NewUser
+from itdesk.desk.keys import Keys
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.projects import Projects
 from itdesk.desk.sessions import Sessions
-from itdesk.desk.tokens import Keys, Tokens
+from itdesk.desk.tokens import Tokens
 from itdesk.model import SYSTEM, Caller, Role, User, new_id
 from itdesk.runtime.clock import FakeClock
 from itdesk.store.db import Database, Limits
