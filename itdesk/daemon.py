@@ -12,6 +12,7 @@ from itdesk import archives
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
 from itdesk.actors.hub import Hub
+from itdesk.actors.identity import Identity
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
 from itdesk.actors.scanner import Scanner
@@ -25,7 +26,9 @@ from itdesk.api.websocket import HUB
 from itdesk.config import Settings
 from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts, NewUser
+from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.attachments import Attachments, Rules
+from itdesk.desk.factors import Factors
 from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
@@ -35,6 +38,7 @@ from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
+from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
@@ -116,7 +120,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock)
+        factors = Factors(keys.derive("second-factors"), clock)
+        sessions = Sessions(db, tokens, passwords, settings.auth, clock, factors=factors)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -129,6 +134,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             plugins=plugins,
             tokens=tokens,
             sessions=sessions,
+            api_tokens=ApiTokens(db, sessions, settings.auth, clock),
+            second_factors=SecondFactors(db, factors, sessions, passwords, settings.auth),
             accounts=Accounts(db, passwords, sessions, settings.auth),
             projects=Projects(db),
             tickets=Tickets(
@@ -337,6 +344,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))
+    supervisor.add(Identity(desk.tokens, desk.api_tokens))
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)

@@ -11,6 +11,8 @@ from itdesk.api import (
     stats,
     system,
     tickets,
+    tokens,
+    totp,
     users,
     websocket,
 )
@@ -19,6 +21,8 @@ from itdesk.api.route import Route
 # In the order of the documentation: what people come for first, what monitors ask last.
 ROUTES: tuple[Route, ...] = (
     *auth.ROUTES,
+    *totp.ROUTES,
+    *tokens.ROUTES,
     *tickets.ROUTES,
     *attachments.ROUTES,
     *projects.ROUTES,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
+    from itdesk.desk.api_tokens import ApiTokens
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.health import Health
     from itdesk.desk.jobs import Jobs
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from itdesk.desk.projects import Projects
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
+    from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
@@ -37,6 +39,8 @@ class Desk:
     plugins: Plugins
     tokens: Tokens
     sessions: Sessions
+    api_tokens: ApiTokens
+    second_factors: SecondFactors
     accounts: Accounts
     projects: Projects
     tickets: Tickets
