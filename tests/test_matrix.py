@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "guest-file": FOUR,
     "user": FOUR,
     "crossed-file": TWO,
+    "token": FOUR,
     "project": TWO,
     "asset": TWO,
     "upload-link": TWO,
@@ -164,6 +165,10 @@ class World:
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
+            case "token":
+                new = {"name": uuid4().hex}
+                made = await self.owner(caller, kind).post("/tokens", new)
+                return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
             case "upload-link":
@@ -201,7 +206,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job")):
+        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job", "token")):
             return await self.make(thing, caller, kind)
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
@@ -407,7 +412,7 @@ def problems(entry: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         if body["request_id"] != answer.headers["X-Request-ID"]:
             yield f"{where}: the request id is another in the header"
     if not asked.path.startswith(
-        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi")
+        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi", "/.well-known")
     ):
         if "no-store" not in answer.headers.get("Cache-Control", ""):
             yield f"{where}: may be stored: {answer.headers.get('Cache-Control')}"
