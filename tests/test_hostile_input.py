@@ -19,7 +19,7 @@ from itdesk.api.route import Route
 from itdesk.desk.keyfile import KeyFile
 from tests.support.daemon import Answer, Live, Person, wait
 from tests.support.json_corpus import REFUSED, WRONG
-from tests.support.jwt_corpus import b64, control, corpus, sendable
+from tests.support.jwt_corpus import b64, control, corpus, opaque_forms, sendable
 from tests.support.postgres import Server
 from tests.support.the_error import faults
 
@@ -134,6 +134,8 @@ async def test_no_forged_token_is_accepted(live: Live) -> None:
     keys = KeyFile(live.daemon.state_dir / "jwt-key.pem").load_or_create()
     hostile = [(name, token) for name, token in corpus(keys, sub=sub, sid=sid) if sendable(token)]
     assert len(hostile) >= 80
+    made = (await person.post("/tokens", {"name": "corpus", "scope": "write"})).expect(201)
+    hostile += [(f"API token {name}", text) for name, text in opaque_forms(made["token"])]
     wrong: list[str] = []
     slow: list[str] = []
     cookie = await _cookie_name(live)

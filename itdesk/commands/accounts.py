@@ -101,7 +101,12 @@ def issue(context: Context, email: str) -> None:
 @token.command("create")
 @click.option("--email", required=True, help="Whose token.")
 @click.option("--name", required=True, help="What will use it.")
-@click.option("--scope", type=click.Choice([*Grant]), default=Grant.READ, show_default=True)
+@click.option(
+    "--scope",
+    type=click.Choice([grant.value for grant in Grant]),
+    default="read",
+    show_default=True,
+)
 @click.option("--days", type=click.IntRange(1, LONGEST_DAYS), help="[auth.api_token_expire_days]")
 @click.option("--without-end", is_flag=True, help="Let it never expire, where that is allowed.")
 @click.pass_obj

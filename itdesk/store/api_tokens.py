@@ -54,7 +54,8 @@ async def add(
 async def list_all(conn: Any, user_id: UUID) -> list[ApiToken]:
     """Return all tokens of a person, the newest first."""
     query = f"""
-        SELECT {_COLUMNS} FROM api_tokens t WHERE t.user_id = $1 ORDER BY t.created_at DESC, t.id DESC
+        SELECT {_COLUMNS} FROM api_tokens t WHERE t.user_id = $1
+        ORDER BY t.created_at DESC, t.id DESC
     """  # noqa: S608 - a literal above
     return [_token(row) for row in await conn.fetch(query, user_id)]
 
