@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itdesk.desk.admission import Admission
 from itdesk.desk.keyfile import KeyFile, configured
 from itdesk.desk.keys import Key, Keys
 from itdesk.desk.tokens import (
@@ -37,6 +38,7 @@ from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import ConfigError, ExpiredToken, Forbidden, InvalidToken, NotFound
 from itdesk.runtime.clock import FakeClock
 from tests.support.jwt_corpus import Forge, b64, control, corpus, dump
+from tests.support.people import Office, opened
 
 QUARTER = timedelta(minutes=15)
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -634,6 +636,26 @@ def test_derived_secrets_differ_by_purpose_and_survive_a_restart(tmp_path: Path)
     forms = (pem(RSA_KEY), pem(RSA_KEY, "TraditionalOpenSSL"))
     assert len({Keys.from_secret(form).derive("x") for form in forms}) == 1
     assert Keys(RSA_KEY).derive("x") != keys.derive("x")
+
+
+async def test_a_token_signed_by_another_process_after_a_rotation_is_good_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    """S-10: nobody waits until the file is looked at the next time."""
+    async with opened(Office(database_url)) as office:
+        signed = await office.sign_in(await office.user("ann"))
+        claims = office.tokens.verify(signed.access_token)
+        file = KeyFile(tmp_path / "jwt.pem", "EdDSA")
+        ours = Tokens(file.load_or_create(), office.clock, file=file)
+        admission = Admission(office.db, ours, office.auth, office.clock, remembered=10)
+        await ours.reload()
+        now = office.clock.now()
+        rotated = Tokens(file.rotate(now=now, not_after=now + QUARTER), office.clock)
+        token, _ = rotated.issue(claims.sub, claims.sid, lifetime=QUARTER)
+        assert (await admission.admit(token))[0].user_id == claims.sub
+        foreign = Tokens(Keys(SIGNERS["EdDSA"]), office.clock)
+        with pytest.raises(InvalidToken):
+            await admission.admit(foreign.issue(claims.sub, claims.sid, lifetime=QUARTER)[0])
 
 
 # URLs of our own
