@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientSession, FormData
 
 from itdesk.api import ROUTES
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.model import new_id
 from tests.support.daemon import PASSWORD, Answer, Live, Person, wait
 from tests.support.jwt_corpus import Forge
@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "guest-file": FOUR,
     "user": FOUR,
     "crossed-file": TWO,
+    "token": FOUR,
     "project": TWO,
     "asset": TWO,
     "upload-link": TWO,
@@ -167,6 +168,10 @@ class World:
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
+            case "token":
+                new = {"name": uuid4().hex}
+                made = await self.owner(caller, kind).post("/tokens", new)
+                return {"id": made.expect(201)["id"]}
             case "workflow":
                 rule = {"name": "Kept", "trigger": "comment_added", "active": False}
                 made = await self.live.admin.post(
@@ -217,7 +222,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        lasting = ("-link", "-job", "-mail", "workflow", "workflow-target")
+        lasting = ("-link", "-job", "-mail", "token", "workflow", "workflow-target")
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "asset":
@@ -354,7 +359,7 @@ async def _give_everybody_something(world: World) -> None:
 async def _end(world: World) -> None:
     """Take away what the callers of the matrix no longer have."""
     people, admin = world.people, world.live.admin
-    keys = Keys.load_or_create(world.live.daemon.state_dir / "jwt-key.pem")
+    keys = KeyFile(world.live.daemon.state_dir / "jwt-key.pem").load_or_create()
     user = people["user"]
     session = orjson.loads(_decoded(user.token.split(".")[1]))
     forge = Forge(keys, session["sub"], session["sid"])
@@ -436,7 +441,7 @@ def problems(entry: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         if body["request_id"] != answer.headers["X-Request-ID"]:
             yield f"{where}: the request id is another in the header"
     if not asked.path.startswith(
-        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi")
+        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi", "/.well-known")
     ):
         if "no-store" not in answer.headers.get("Cache-Control", ""):
             yield f"{where}: may be stored: {answer.headers.get('Cache-Control')}"

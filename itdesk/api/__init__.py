@@ -14,6 +14,8 @@ from itdesk.api import (
     stats,
     system,
     tickets,
+    tokens,
+    totp,
     users,
     websocket,
     workflows,
@@ -24,6 +26,8 @@ from itdesk.api.route import Route
 ROUTES: tuple[Route, ...] = (
     *auth.ROUTES,
     *identity.ROUTES,
+    *totp.ROUTES,
+    *tokens.ROUTES,
     *tickets.ROUTES,
     *attachments.ROUTES,
     *projects.ROUTES,

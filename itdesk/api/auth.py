@@ -37,6 +37,9 @@ class Credentials(Body):
 
     email: Address
     password: Secret
+    totp: Secret | None = Field(
+        None, description="Code or recovery code of the second factor, for who has one."
+    )
 
 
 class Renewal(Body):
@@ -83,7 +86,7 @@ async def register(call: Call) -> Reply:
 
 async def login(call: Call) -> Reply:
     """Sign in by address and password; the tokens come as cookies as well."""
-    return _with_cookies(call, await _login(call))
+    return with_cookies(call, await _login(call))
 
 
 async def token(call: Call) -> Reply:
@@ -95,7 +98,7 @@ async def refresh(call: Call) -> Reply:
     """Exchange the refresh token of the body, or else of the cookie, for a new pair."""
     given = _given(call)
     signed = await _refresh(call, given or _cookie(call, _refresh_name(call)))
-    return Reply(signed) if given else _with_cookies(call, signed)
+    return Reply(signed) if given else with_cookies(call, signed)
 
 
 async def token_refresh(call: Call) -> Reply:
@@ -127,7 +130,11 @@ def _registered(call: Call, made: SignedUp) -> Registered:
 
 async def _login(call: Call) -> SignedIn:
     return await call.desk.sessions.login(
-        call.body.email, call.body.password, address=call.address, user_agent=_agent(call)
+        call.body.email,
+        call.body.password,
+        code=call.body.totp,
+        address=call.address,
+        user_agent=agent(call),
     )
 
 
@@ -135,11 +142,12 @@ async def _refresh(call: Call, refresh_token: str | None) -> SignedIn:
     if refresh_token is None:
         raise Unauthenticated("Send the refresh token in the body or as a cookie.")
     return await call.desk.sessions.refresh(
-        refresh_token, address=call.address, user_agent=_agent(call)
+        refresh_token, address=call.address, user_agent=agent(call)
     )
 
 
-def _agent(call: Call) -> str:
+def agent(call: Call) -> str:
+    """Return what the client calls itself."""
     return call.request.headers.get("User-Agent", "")
 
 
@@ -171,7 +179,8 @@ def _refresh_name(call: Call) -> str:
     return call.desk.settings.auth.refresh_cookie_name
 
 
-def _with_cookies(call: Call, signed: SignedIn) -> Reply:
+def with_cookies(call: Call, signed: SignedIn) -> Reply:
+    """Answer the tokens of a session, as cookies as well."""
     return Reply(signed, 200, session_cookies(call, signed))
 
 
@@ -202,9 +211,16 @@ def _cookies(
     return headers
 
 
+# Of whatever signs somebody in, and of whatever else asks for a code.
+SECOND_FACTOR_ERRORS = {
+    "E_AUTH_SECOND_FACTOR_REQUIRED": 401,
+    "E_AUTH_SECOND_FACTOR_INVALID": 401,
+    "E_RATE_LIMITED": 429,
+}
 _LOGIN_ERRORS = {
     "E_AUTH_INVALID_CREDENTIALS": 401,
     "E_AUTH_EMAIL_NOT_VERIFIED": 403,
+    **SECOND_FACTOR_ERRORS,
     "E_BUSY": 503,
 }
 _REFRESH_ERRORS = {
@@ -272,5 +288,6 @@ ROUTES: list[Route] = [
         who=Who.USER,
         tag="auth",
         response=User,
+        enrolling=True,
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from itdesk.api.auth import Message, session_cookies
+from itdesk.api.auth import SECOND_FACTOR_ERRORS, Message, session_cookies
 from itdesk.api.fields import Email, NewPassword, Secret
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.desk.sessions import SignedIn
@@ -175,7 +175,7 @@ ROUTES: list[Route] = [
         "/auth/email-login",
         email_login,
         EmailCredentials,
-        {"E_AUTH_INVALID_CREDENTIALS": 401, "E_BUSY": 503},
+        {"E_AUTH_INVALID_CREDENTIALS": 401, "E_BUSY": 503, **SECOND_FACTOR_ERRORS},
         LoggedIn | Sent,
     ),
     _post("R13", "/auth/verify", verify, LinkProof, _NOT_VALID, AddressVerified),

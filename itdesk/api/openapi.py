@@ -288,6 +288,9 @@ def _header_refs(names: Iterable[str]) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
+_SCOPE = "E_AUTH_INSUFFICIENT_SCOPE"
+
+
 def _failures(route: Route) -> Mapping[int, set[str]]:
     """Return the error codes by status: the route's own and those that come with what it takes."""
     codes: dict[int, set[str]] = defaultdict(set)
@@ -301,6 +304,9 @@ def _failures(route: Route) -> Mapping[int, set[str]]:
     if route.who.role is not None:
         codes[401].add("E_AUTH_TOKEN_EXPIRED")
         codes[403].update(("E_AUTH_INSUFFICIENT_PERMISSIONS", "E_AUTH_CROSS_SITE"))
+        codes[403].add("E_AUTH_SESSION_REQUIRED" if route.session_only else _SCOPE)
+        if not route.enrolling:
+            codes[403].add("E_AUTH_ENROLMENT_REQUIRED")
     if _names(route.path):
         codes[404].add("E_NOT_FOUND")
     if route.body is not None or route.body_media != "application/json":

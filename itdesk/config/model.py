@@ -24,6 +24,7 @@ from itdesk.config.fields import (
     SecondsOrOff,
     SigningSecret,
 )
+from itdesk.model import Role
 
 Key = tuple[str, ...]
 
@@ -130,6 +131,11 @@ class Auth(Section):
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 8
     refresh_grace_seconds: SecondsOrOff = 10
     session_refresh_seconds: Seconds = 2
+    api_token_expire_days: Annotated[int, Field(ge=1, le=366)] = 90
+    api_tokens_without_end: bool = False
+    totp_required_roles: tuple[Role, ...] = ()
+    totp_issuer: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")] = "itdesk"
+    challenge_seconds: Seconds = 300
 
 
 class LocalStorage(Section):

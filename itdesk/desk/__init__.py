@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
+    from itdesk.desk.api_tokens import ApiTokens
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.health import Health
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
+    from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
     from itdesk.desk.stats import Statistics
@@ -48,6 +50,8 @@ class Desk:
     plugins: Plugins
     tokens: Tokens
     sessions: Sessions
+    api_tokens: ApiTokens
+    second_factors: SecondFactors
     accounts: Accounts
     signups: Signups
     verification: Verification

@@ -12,7 +12,7 @@ from uuid import UUID
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.proofs import Proofs
 from itdesk.desk.sessions import Sessions
-from itdesk.errors import Conflict, Forbidden, Invalid, NotFound
+from itdesk.errors import Conflict, Forbidden, Invalid, NotFound, SessionRequired
 from itdesk.model import Assignee, Caller, Change, Event, Role, User, new_id
 from itdesk.store import proofs as links
 from itdesk.store import users
@@ -218,6 +218,8 @@ def _require_allowed(caller: Caller, wanted: Mapping[str, Any]) -> None:
     for name in wanted:
         if name not in _FIELDS:
             raise Invalid.field(name, "is not known here")
+        if name == "password" and caller.grant is not None:
+            raise SessionRequired("An API token changes no passwords: sign in.")
         if name not in _OWN_FIELDS and not caller.has(Role.ADMIN):
             raise Forbidden(f"Only administrators may set {name}.", details={"field": name})
 

@@ -24,6 +24,7 @@ from itdesk.store.db import Database, Transaction
 
 ANSWER_HOURS = 48
 NEVER_UPLOADED_DAYS = 7
+EXPIRED_TOKEN_DAYS = 30
 # Rows deleted by one statement: it shall be over long before its deadline.
 BATCH = 2000
 
@@ -148,6 +149,8 @@ async def clean_up(
         "sessions": cleanup.delete_expired_sessions,
         "verifications": cleanup.delete_expired_verifications,
         "resets": cleanup.delete_expired_resets,
+        "challenges": cleanup.delete_expired_challenges,
+        "api_tokens": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),

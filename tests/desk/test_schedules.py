@@ -194,6 +194,11 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             f" {person}, $4, $4 WHERE $3::uuid IS NOT NULL",
             f"INSERT INTO password_reset_tokens (user_id, expires_at, token_hash)"
             f" {person}, $4 WHERE $3::uuid IS NOT NULL",
+            f"INSERT INTO login_challenges (user_id, expires_at, token_hash, auth_epoch)"
+            f" {person}, $4, 0 WHERE $3::uuid IS NOT NULL",
+            # Their owner may still see for a while why a script is refused.
+            f"INSERT INTO api_tokens (user_id, expires_at, token_hash, name, scope)"
+            f" {person} - interval '30 days', $4, $3::uuid::text, 'read'",
         ):
             await bench.sql(statement, alice.user_id, offset, new_id(), new_id().bytes)
     for age in ("49 hours", "47 hours"):
@@ -239,9 +244,11 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
     assert await clean_up(bench.desk.db, days=30) == {
         "sessions": 1, "verifications": 1, "resets": 1, "answers": 1, "files": 1, "runs": 1,
         "jobs": 2, "secrets": 2, "emails": 2, "workflow_runs": 2,
+        "challenges": 1, "api_tokens": 1,
     }  # fmt: skip
     for table, left in (
         ("refresh_tokens", 1), ("verification_tokens", 1), ("password_reset_tokens", 1),
+        ("login_challenges", 1), ("api_tokens", 1),
         ("idempotency_keys", 1), ("attachments", 3), ("periodic_runs", 1), ("jobs", 4),
         ("emails", 7), ("emails WHERE body_text = ''", 1),
     ):  # fmt: skip
