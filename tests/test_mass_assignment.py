@@ -83,6 +83,7 @@ _TOLD = {
     "ticket_created", "ticket_assigned", "status_changed", "comment_added", "file_recalled",
 }  # fmt: skip
 _SAID = {"body", "last_seen", "force"}
+_PROOF = {"challenge", "code", "recovery_code"}
 _FILE = {"original_filename", "mime", "size", "checksum"}
 
 # Route, who asks, a good body, the fields that this caller may set, those that are known to the
@@ -109,9 +110,17 @@ CASES: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
     ("POST /auth/register", "nobody", {"email": "{new}", "name": "x", "password": PASSWORD},
      {"email", "name", "password"}, {"role"}),
     ("POST /auth/login", "nobody", {"email": "{email}", "password": PASSWORD},
-     {"email", "password"}, set()),
+     {"email", "password", "totp"}, set()),
     ("POST /auth/token", "nobody", {"email": "{email}", "password": PASSWORD},
-     {"email", "password"}, set()),
+     {"email", "password", "totp"}, set()),
+    ("POST /auth/totp", "nobody", {"challenge": "itdesk_2fa_none", "code": "000000"}, _PROOF, set()),
+    ("POST /auth/token/totp", "nobody", {"challenge": "itdesk_2fa_none", "code": "000000"},
+     _PROOF, set()),
+    ("POST /auth/totp/enrol", "user", {}, {"password"}, set()),
+    ("POST /auth/totp/confirm", "user", {"code": "000000"}, {"code"}, set()),
+    ("POST /auth/totp/recovery-codes", "user", {"code": "000000"}, _PROOF - {"challenge"}, set()),
+    ("POST /auth/totp/disable", "user", {"code": "000000"}, _PROOF - {"challenge"}, set()),
+    ("POST /tokens", "user", {"name": "{new}"}, {"name", "scope", "expires_in_days"}, set()),
     ("POST /auth/refresh", "nobody", {"refresh_token": "x"}, {"refresh_token"}, set()),
     ("POST /auth/token/refresh", "nobody", {"refresh_token": "x"}, {"refresh_token"}, set()),
     ("POST /auth/logout", "nobody", {"refresh_token": "x"}, {"refresh_token"}, set()),
