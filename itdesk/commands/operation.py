@@ -17,7 +17,7 @@ from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
 from itdesk.desk import doctor as doctors
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.errors import ConfigError
 from itdesk.runtime import log, systemd
 from itdesk_plugins.clamav import ClamavSettings
@@ -97,7 +97,7 @@ def _make_key(settings: Settings) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Keys.load_or_create(path, algorithm=settings.auth.jwt_algorithm)
+            KeyFile(path, settings.auth.jwt_algorithm).load_or_create()
         except ConfigError as exc:
             sys.exit(fail(exc))
 
