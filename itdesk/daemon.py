@@ -42,11 +42,15 @@ from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
 from itdesk.desk.proofs import Proofs
+from itdesk.desk.reads import Reads
+from itdesk.desk.recommendations import Recommendations
 from itdesk.desk.recovery import Recovery
+from itdesk.desk.reports import Reports
 from itdesk.desk.rescans import Rescans
 from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
+from itdesk.desk.search import Search
 from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.signups import Signups
@@ -56,6 +60,7 @@ from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
 from itdesk.desk.urlsigner import UrlSigner
 from itdesk.desk.verification import Verification
+from itdesk.desk.views import Views
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -130,6 +135,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             directories=settings.plugin_host.directories,
             metrics=metrics,
         )
+        reads = Reads(url, settings)
+        stack.push_async_callback(reads.close)
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics)
         mail = Mail(db, settings, metrics)
@@ -158,6 +165,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             tickets=Tickets(
                 db,
                 plugins,
+                reads,
                 default_project=settings.tickets.default_project,
                 forget_files=forget_files,
             ),
@@ -167,6 +175,11 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
+            reads=reads,
+            search=Search(reads),
+            views=Views(db, most=settings.tickets.views_per_person),
+            reports=Reports(reads),
+            recommendations=Recommendations(db, reads),
             upload_dir=settings.storage.local.upload_dir,
         )
         await plugins.metrics(metrics)
@@ -229,7 +242,9 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
-    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
+    desk.schedules.register(
+        *own_schedules(desk.db, desk.stats, desk.inventory, desk.recommendations, desk.settings)
+    )
     desk.jobs.register(*desk.rescans.jobs())
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
     desk.schedules.register(desk.mail.schedule())

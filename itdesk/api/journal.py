@@ -1,13 +1,9 @@
 """The journal over REST: pages for looking, a stream for keeping."""
 
-import csv
-import io
 from dataclasses import fields
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
-import orjson
 from aiohttp import web
 from pydantic import Field
 
@@ -15,6 +11,7 @@ from itdesk.api import render
 from itdesk.api.fields import Moment
 from itdesk.api.paging import page_reply
 from itdesk.api.route import Call, Query, Reply, Route, Who
+from itdesk.api.table import cell, line
 from itdesk.desk.journal import JournalRow
 from itdesk.model import Source
 from itdesk.store.events import Wanted
@@ -86,7 +83,7 @@ async def export(call: Call) -> web.StreamResponse:
         # aiohttp would send what is written: the client took it for the head of its next answer.
         await response.write_eof()
         return response
-    piece = bytearray(_csv_line(_COLUMNS) if query.format == "csv" else b"")
+    piece = bytearray(line(_COLUMNS) if query.format == "csv" else b"")
     piece += write(first) if first is not None else b""
     async for row in rows:
         piece += write(row)
@@ -99,8 +96,6 @@ async def export(call: Call) -> web.StreamResponse:
 
 
 _COLUMNS = [field.name for field in fields(JournalRow)]
-# What a spreadsheet would take for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _json_line(row: JournalRow) -> bytes:
@@ -108,24 +103,7 @@ def _json_line(row: JournalRow) -> bytes:
 
 
 def _csv(row: JournalRow) -> bytes:
-    return _csv_line([_cell(getattr(row, name)) for name in _COLUMNS])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (list, dict)):
-        return orjson.dumps(value).decode()
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    text = str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _csv_line(cells: list[str]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line).writerow(cells)
-    return line.getvalue().encode()
+    return line([cell(getattr(row, name)) for name in _COLUMNS])
 
 
 ROUTES: list[Route] = [

@@ -269,6 +269,8 @@ def _answer(route: Route, status: int, kind: Any, schemas: Schemas) -> Json:
         answer["content"] = dict.fromkeys(media.split(", "), file)
     elif kind is not None and status not in (204, 304):
         answer["content"] = {route.response_media: {"schema": schemas.of(kind)}}
+        text = {"schema": {"type": "string"}}
+        answer["content"] |= dict.fromkeys(route.other_media, text)
     return answer
 
 

@@ -13,11 +13,16 @@ def window(query: ListQuery) -> Window:
 
 def page_reply(call: Call, page: Page[Any]) -> Reply:
     """Answer a page: its entries, the link to the next page, and how many there are in all."""
-    headers = {}
-    if page.next_cursor is not None:
-        here = call.request.rel_url.without_query_params("offset", "cursor")
-        following = here.extend_query(cursor=page.next_cursor)
-        headers["Link"] = f'<{call.base_url}{following}>; rel="next"'
+    headers = next_link(call, page.next_cursor)
     if page.total is not None:
         headers["X-Total-Count"] = str(page.total)
     return Reply(page.items, 200, headers)
+
+
+def next_link(call: Call, cursor: str | None) -> dict[str, str]:
+    """Return the header with the link to the next page, or none at the end."""
+    if cursor is None:
+        return {}
+    here = call.request.rel_url.without_query_params("offset", "cursor")
+    following = here.extend_query(cursor=cursor)
+    return {"Link": f'<{call.base_url}{following}>; rel="next"'}

@@ -1,5 +1,6 @@
 """Tickets, their history and their comments over REST."""
 
+from dataclasses import fields as dataclass_fields
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -7,6 +8,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from itdesk.api.fields import (
     CategoryIn,
+    Day,
     Department,
     Flag,
     Key,
@@ -21,7 +23,18 @@ from itdesk.api.fields import (
     absent,
 )
 from itdesk.api.paging import page_reply, window
-from itdesk.api.route import NO_CONTENT, Body, Call, ListQuery, Reply, Route, Who, created, one
+from itdesk.api.route import (
+    NO_CONTENT,
+    Body,
+    Call,
+    ListQuery,
+    Query,
+    Reply,
+    Route,
+    Who,
+    created,
+    one,
+)
 from itdesk.desk.tickets import NewTicket
 from itdesk.model import Comment, HistoryEntry, Position, Priority, Ticket
 from itdesk.store.listing import Filter
@@ -95,11 +108,11 @@ class TicketPatch(_Assigned):
 
 Sort = Literal[
     "created_at", "-created_at", "updated_at", "-updated_at", "priority", "-priority",
-    "status", "-status", "number", "-number",
+    "status", "-status", "number", "-number", "relevance",
 ]  # fmt: skip
 
 
-class PlainTicketQuery(ListQuery):
+class PlainTicketFilter(Query):
     """How a list of tickets is narrowed; a parameter given twice means either value."""
 
     status: list[StatusIn] = []
@@ -109,23 +122,47 @@ class PlainTicketQuery(ListQuery):
     category: list[CategoryIn] = []
     department: Department | None = None
     project: Key | None = None
-    tag: list[Tag] = Field(default=[], description="Each of these tags must be there.")
-    q: Search | None = Field(
-        None, description="Words to find; -word leaves out, quotes keep words together."
+    tag: list[Tag] = Field(
+        default=[], max_length=20, description="Each of these tags must be there."
     )
-    sort: Sort = "-created_at"
+    q: Search | None = Field(
+        None,
+        description="Words to find; -word leaves out, quotes keep words together, or is either."
+        " The last word may be the beginning of one, all of it the beginning of a key.",
+    )
+    created_from: Day | None = Field(None, description="Opened on this day (UTC) or later.")
+    created_to: Day | None = Field(None, description="Opened on this day (UTC) or earlier.")
+    sort: Sort = Field(
+        "-created_at", description="relevance orders the newest 500 matches of q, best first."
+    )
+
+    @model_validator(mode="after")
+    def _words_to_rank(self) -> Self:
+        if self.sort == "relevance" and self.q is None:
+            raise ValueError("sort=relevance needs q")
+        return self
 
     def filter(self, **more: Any) -> Filter:
         """Return what the list is narrowed to."""
-        names = {"status", "priority", "category", "department", "project", "tag", "q"}
-        return Filter(**self.model_dump(include=names), **more)
+        return Filter(**self.model_dump(include=_NARROWING), **more)
 
 
-class TicketQuery(PlainTicketQuery):
+_NARROWING = {field.name for field in dataclass_fields(Filter)}
+
+
+class TicketFilter(PlainTicketFilter):
     """As above, and whose tickets."""
 
     assignee_id: UUID | None = None
     reporter_id: UUID | None = None
+
+
+class PlainTicketQuery(PlainTicketFilter, ListQuery):
+    """One page of a list of tickets, narrowed."""
+
+
+class TicketQuery(TicketFilter, ListQuery):
+    """As above, and whose tickets."""
 
 
 class StreamPosition(Body):
@@ -161,8 +198,9 @@ class CommentBody(Body):
 async def list_all(call: Call) -> Reply:
     """List the tickets that the caller may see, newest first."""
     query: TicketQuery = call.query
-    wanted = query.filter(assignee_id=query.assignee_id, reporter_id=query.reporter_id)
-    page = await call.desk.tickets.list(call.caller, wanted, sort=query.sort, window=window(query))
+    page = await call.desk.tickets.list(
+        call.caller, query.filter(), sort=query.sort, window=window(query)
+    )
     return page_reply(call, page)
 
 
@@ -265,6 +303,7 @@ ROUTES: list[Route] = [
         tag="tickets",
         query=TicketQuery,
         response=list[Ticket],
+        errors={"E_SEARCH_TOO_BROAD": 503},
     ),
     Route(
         id="R27",
@@ -289,6 +328,7 @@ ROUTES: list[Route] = [
         tag="tickets",
         query=PlainTicketQuery,
         response=list[Ticket],
+        errors={"E_SEARCH_TOO_BROAD": 503},
     ),
     Route(
         id="R29",

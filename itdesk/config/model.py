@@ -181,6 +181,7 @@ class Scheduler(Section):
     token_cleanup_seconds: SecondsOrOff = 3600
     storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
+    recommendations_seconds: SecondsOrOff = 3600
     workflow_seconds: SecondsOrOff = 60
 
 
@@ -211,6 +212,9 @@ class Ai(Section):
 class Tickets(Section):
     default_project: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9]{1,9}$")] = "TSK"
     first_number: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1001
+    search_milliseconds: Annotated[int, Field(ge=1, le=60_000)] = 200
+    report_seconds: Seconds = 5
+    views_per_person: Annotated[int, Field(ge=1, le=500)] = 50
 
 
 class Hub(Section):

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from itdesk.desk.notices import Notices
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.reads import Reads
+    from itdesk.desk.recommendations import Recommendations
     from itdesk.desk.recovery import Recovery
     from itdesk.desk.replay import Replay
+    from itdesk.desk.reports import Reports
     from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
+    from itdesk.desk.search import Search
     from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.desk.verification import Verification
+    from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
     from itdesk.runtime.clock import Clock
@@ -64,6 +69,11 @@ class Desk:
     notices: Notices
     schedules: Schedules
     stats: Statistics
+    reads: Reads
+    search: Search
+    views: Views
+    reports: Reports
+    recommendations: Recommendations
     upload_dir: Path
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)

@@ -14,6 +14,7 @@ from itdesk.config import Settings
 from itdesk.desk.contract import reason
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Job, Jobs
+from itdesk.desk.recommendations import Recommendations
 from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.model import SYSTEM, Event
@@ -103,7 +104,11 @@ class Schedules:
 
 
 def own_schedules(
-    db: Database, stats: Statistics, inventory: Inventory, settings: Settings
+    db: Database,
+    stats: Statistics,
+    inventory: Inventory,
+    recommendations: Recommendations,
+    settings: Settings,
 ) -> tuple[Schedule, ...]:
     """Return what the desk itself does periodically."""
 
@@ -118,6 +123,9 @@ def own_schedules(
             mail_days=settings.mail.keep_days,
         )
 
+    async def recommend(job: Job) -> None:
+        await recommendations.refresh()
+
     async def verify(job: Job) -> None:
         report = await inventory.tidy()
         async with job.transaction() as tx:
@@ -128,6 +136,7 @@ def own_schedules(
     seconds = settings.scheduler
     return (
         Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
+        Schedule(name="recommendations", seconds=seconds.recommendations_seconds, run=recommend),
         Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
         Schedule(
             name="storage_verify",

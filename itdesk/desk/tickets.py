@@ -6,6 +6,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, Protocol
 from uuid import UUID
 
+from itdesk.desk.reads import Reads
 from itdesk.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
 from itdesk.model import (
     TRANSITIONS,
@@ -62,12 +63,14 @@ class Tickets:
         self,
         db: Database,
         auditor: Auditor,
+        reads: Reads,
         *,
         default_project: str,
         forget_files: Callable[[Sequence[tuple[str, str | None]]], Awaitable[None]],
     ) -> None:
         self._db = db
         self._auditor = auditor
+        self._reads = reads
         self._default_project = default_project
         self._forget_files = forget_files
 
@@ -120,7 +123,8 @@ class Tickets:
         window: Window,
     ) -> Page[listing.TicketRow]:
         """Return one page of the tickets that the caller may see, as JSON spells them."""
-        async with self._db.connection() as conn:
+        lent = self._db.connection() if wanted.q is None else self._reads.searching()
+        async with lent as conn:
             scope = caller.scope
             page = await listing.list_page(conn, wanted, scope=scope, sort=sort, window=window)
             total = await listing.count(conn, wanted, scope=scope) if window.count else None

@@ -87,7 +87,10 @@ async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -
     page = Page.cut(
         found, window.limit, lambda row: encode_cursor(sort, row["sort_value"], row["id"])
     )
-    listed = [dict(row) for row in page.items]
-    for row in listed:
-        del row["sort_value"]
+    listed: list[TicketRow] = [_without(dict(row), "sort_value") for row in page.items]
     return Page(listed, page.next_cursor)
+
+
+def _without(row: dict[str, Any], name: str) -> TicketRow:
+    del row[name]
+    return row

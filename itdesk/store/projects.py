@@ -94,6 +94,12 @@ async def update(conn: Any, project_id: UUID, fields: Mapping[str, Any]) -> Proj
     return _project(row)
 
 
+async def exists(conn: Any, key: str) -> bool:
+    """Return whether there is a project with this key."""
+    found: bool = await conn.fetchval("SELECT EXISTS (SELECT FROM projects WHERE key = $1)", key)
+    return found
+
+
 async def has_tickets(conn: Any, project_id: UUID) -> bool:
     """Return whether a project has tickets."""
     query = "SELECT EXISTS (SELECT 1 FROM tickets WHERE project_id = $1)"

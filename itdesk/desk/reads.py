@@ -1,0 +1,71 @@
+"""Connections for questions that may take long: few, for reading only, each statement bounded.
+
+They are apart from those of the desk's daily work, which so never waits for a search or a report.
+Their statements are planned anew each time: how frequent the words are decides the plan.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from itdesk.config import Settings
+from itdesk.errors import Unavailable
+from itdesk.store.db import Database, Limits, Overdue
+
+
+class Reads:
+    """Lends connections for searches and reports."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._report_ms = settings.tickets.report_seconds * 1000
+        limits = Limits(
+            connections=max(2, settings.database.pool_max // 2),
+            connect_seconds=settings.database.connect_seconds,
+            acquire_seconds=settings.database.acquire_seconds,
+            command_seconds=settings.database.command_seconds + settings.tickets.report_seconds,
+        )
+        self._db = Database(
+            url,
+            limits,
+            settings={
+                "default_transaction_read_only": "on",
+                "plan_cache_mode": "force_custom_plan",
+                "statement_timeout": str(settings.tickets.search_milliseconds),
+            },
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._db.close()
+
+    @asynccontextmanager
+    async def searching(self) -> AsyncIterator[Any]:
+        """Lend a connection for searching; Unavailable when a statement takes too long."""
+        try:
+            async with self._db.connection() as conn:
+                yield conn
+        except Overdue as exc:
+            raise Unavailable(
+                "The search took too long. Narrow it: add a word, a status, a project or a time.",
+                code="E_SEARCH_TOO_BROAD",
+                retry_after=5,
+            ) from exc
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[Any]:
+        """Lend a connection that sees one moment of the database, however much is asked."""
+        try:
+            async with (
+                self._db.connection() as conn,
+                conn.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                await conn.execute(
+                    "SELECT set_config('statement_timeout', $1, true)", str(self._report_ms)
+                )
+                yield conn
+        except Overdue as exc:
+            raise Unavailable(
+                "The report took too long. Ask for fewer days or for one project.",
+                code="E_REPORT_TOO_BROAD",
+                retry_after=30,
+            ) from exc
