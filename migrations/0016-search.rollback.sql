@@ -1,4 +1,12 @@
-DROP INDEX IF EXISTS ix_tickets_counts;
+DROP TRIGGER IF EXISTS tickets_counted_gone ON tickets;
+
+DROP TRIGGER IF EXISTS tickets_counted_changed ON tickets;
+
+DROP TRIGGER IF EXISTS tickets_counted_new ON tickets;
+
+DROP FUNCTION IF EXISTS tickets_counted();
+
+DROP TABLE IF EXISTS ticket_counts;
 
 DROP INDEX IF EXISTS ix_tickets_key_prefix;
 

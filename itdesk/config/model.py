@@ -182,6 +182,7 @@ class Scheduler(Section):
     storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
     recommendations_seconds: SecondsOrOff = 3600
+    ticket_counts_seconds: SecondsOrOff = 300
     workflow_seconds: SecondsOrOff = 60
 
 

@@ -115,6 +115,9 @@ def own_schedules(
     async def count(job: Job) -> None:
         await stats.aggregate()
 
+    async def sum_up(job: Job) -> None:
+        await stats.sum_up()
+
     async def clean(job: Job) -> None:
         await clean_up(
             db,
@@ -136,6 +139,7 @@ def own_schedules(
     seconds = settings.scheduler
     return (
         Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
+        Schedule(name="ticket_counts", seconds=seconds.ticket_counts_seconds, run=sum_up),
         Schedule(name="recommendations", seconds=seconds.recommendations_seconds, run=recommend),
         Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
         Schedule(

@@ -4,7 +4,7 @@ from datetime import date
 
 from itdesk.errors import Invalid
 from itdesk.model import Caller, Role
-from itdesk.store import stats
+from itdesk.store import reports, stats
 from itdesk.store.db import Database
 from itdesk.store.stats import DailyStats
 
@@ -20,6 +20,11 @@ class Statistics:
         async with self._db.transaction() as tx:
             await stats.lock(tx.conn)
             return await stats.aggregate(tx.conn)
+
+    async def sum_up(self) -> int:
+        """Sum up what changes of tickets added to the counts; return how many rows that were."""
+        async with self._db.transaction() as tx:
+            return await reports.sum_up(tx.conn)
 
     async def days(
         self, caller: Caller, *, since: date | None = None, until: date | None = None

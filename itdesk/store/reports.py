@@ -71,6 +71,8 @@ async def now(conn: Any) -> datetime:
 
 async def counted(conn: Any, wanted: Filter, *, whose: UUID | None) -> list[Counted]:
     """Return how many tickets there are of each status, priority and department."""
+    if whose is None and wanted == Filter(project=wanted.project):
+        return await _summed(conn, wanted.project)
     where = narrowing.conditions(wanted)
     if whose is not None:
         where.add(narrowing.OWN, whose)
@@ -78,15 +80,40 @@ async def counted(conn: Any, wanted: Filter, *, whose: UUID | None) -> list[Coun
         SELECT t.status, t.priority, t.department, count(*) AS count
         FROM tickets t WHERE {where} GROUP BY t.status, t.priority, t.department
     """  # noqa: S608 - conditions are literals, values are parameters
-    return [
-        Counted(
-            Status(row["status"]),
-            Priority(row["priority"]),
-            row["department"] or NO_DEPARTMENT,
-            row["count"],
+    return [_counted(row) for row in await conn.fetch(query, *where.values)]
+
+
+async def _summed(conn: Any, project: str | None) -> list[Counted]:
+    """Return the same for everybody's tickets of all time, from what their changes added up to."""
+    query = """
+        SELECT status, priority, department, sum(delta)::bigint AS count FROM ticket_counts
+        WHERE $1::text IS NULL OR project_id = (SELECT id FROM projects WHERE key = $1)
+        GROUP BY status, priority, department HAVING sum(delta) <> 0
+    """
+    return [_counted(row) for row in await conn.fetch(query, project)]
+
+
+async def sum_up(conn: Any) -> int:
+    """Put the rows of the same kind of ticket into one; return how many rows there were."""
+    query = """
+        WITH gone AS (DELETE FROM ticket_counts RETURNING *), kept AS (
+            INSERT INTO ticket_counts (project_id, status, priority, department, delta)
+            SELECT project_id, status, priority, department, sum(delta) FROM gone
+            GROUP BY project_id, status, priority, department HAVING sum(delta) <> 0
         )
-        for row in await conn.fetch(query, *where.values)
-    ]
+        SELECT count(*) FROM gone
+    """
+    rows: int = await conn.fetchval(query)
+    return rows
+
+
+def _counted(row: Any) -> Counted:
+    return Counted(
+        Status(row["status"]),
+        Priority(row["priority"]),
+        row["department"] or NO_DEPARTMENT,
+        row["count"],
+    )
 
 
 _ACTIONS = ["ticket.created", "ticket.updated", "comment.added", "attachment.added"]
@@ -212,16 +239,16 @@ async def trends(conn: Any, since: date, until: date, *, project: str | None) ->
             SELECT acted AS day, percentile_cont(0.5) WITHIN GROUP (ORDER BY to_action) AS median
             FROM mine WHERE acted >= $1 GROUP BY 1
         )
-        SELECT day::date AS date, coalesce(opened.n, 0) AS created, coalesce(ended.n, 0) AS closed,
+        SELECT days.day::date AS date, coalesce(opened.n, 0) AS created, coalesce(ended.n, 0) AS closed,
                (before.open + sum(coalesce(opened.n, 0) - coalesce(ended.n, 0))
-                   OVER (ORDER BY day))::bigint AS open,
+                   OVER (ORDER BY days.day))::bigint AS open,
                answered.median AS median_seconds_to_first_action,
                ended.median AS median_seconds_to_close
-        FROM generate_series($1::date::timestamp, $2::date::timestamp, interval '1 day') AS day
+        FROM generate_series($1::date::timestamp, $2::date::timestamp, interval '1 day') AS days (day)
         CROSS JOIN before
-        LEFT JOIN opened ON opened.day = day.day::date
-        LEFT JOIN ended ON ended.day = day.day::date
-        LEFT JOIN answered ON answered.day = day.day::date
+        LEFT JOIN opened ON opened.day = days.day::date
+        LEFT JOIN ended ON ended.day = days.day::date
+        LEFT JOIN answered ON answered.day = days.day::date
         ORDER BY 1
     """
     return [Trend(**dict(row)) for row in await conn.fetch(query, since, until, project)]
