@@ -17,6 +17,7 @@ from itdesk.actors.reactor import Reactor
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
+from itdesk.actors.settler import Settler
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
@@ -26,9 +27,11 @@ from itdesk.config import Settings
 from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.health import Health
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.limits import RateLimits
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -114,7 +117,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         tokens = Tokens(keys, clock)
         jobs = Jobs(db, settings.jobs, clock, metrics)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock)
+        guesses = Guesses(db, settings.limits)
+        sessions = Sessions(db, tokens, passwords, guesses, settings.auth, clock)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -126,8 +130,10 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             db=db,
             plugins=plugins,
             tokens=tokens,
+            limits=RateLimits(db, settings.limits, clock, metrics),
+            guesses=guesses,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, settings.auth),
+            accounts=Accounts(db, passwords, guesses, sessions, settings.auth),
             projects=Projects(db),
             tickets=Tickets(
                 db,
@@ -332,6 +338,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     supervisor.add(hub)
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
+    supervisor.add(Settler(desk.limits))
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))

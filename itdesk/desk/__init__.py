@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
+    from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.limits import RateLimits
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.scans import Scans
@@ -36,6 +38,8 @@ class Desk:
     db: Database
     plugins: Plugins
     tokens: Tokens
+    limits: RateLimits
+    guesses: Guesses
     sessions: Sessions
     accounts: Accounts
     projects: Projects

@@ -121,6 +121,8 @@ async def clean_up(db: Database, *, days: int) -> dict[str, int]:
         "verifications": cleanup.delete_expired_verifications,
         "resets": cleanup.delete_expired_resets,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
+        "counts": cleanup.delete_expired_counts,
+        "guesses": cleanup.delete_expired_guesses,
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),
         "jobs": partial(jobs_store.delete_finished, days=days),

@@ -15,6 +15,7 @@ from typing import Literal
 from uuid import UUID
 
 from itdesk.config import Auth
+from itdesk.desk.guesses import Guess, Guesses, of_account
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.tokens import Tokens, hash_refresh_token, new_refresh_token
 from itdesk.errors import (
@@ -25,7 +26,7 @@ from itdesk.errors import (
     InvalidCredentials,
     InvalidToken,
 )
-from itdesk.model import Caller, Event, Source, User, new_id
+from itdesk.model import SYSTEM, Caller, Event, Source, User, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.store import sessions, users
@@ -65,6 +66,7 @@ class Sessions:
         db: Database,
         tokens: Tokens,
         passwords: Passwords,
+        guesses: Guesses,
         settings: Auth,
         clock: Clock,
         *,
@@ -73,6 +75,7 @@ class Sessions:
         self._db = db
         self._tokens = tokens
         self._passwords = passwords
+        self._guesses = guesses
         self._settings = settings
         self._clock = clock
         self._remembered = remembered
@@ -82,23 +85,27 @@ class Sessions:
     async def login(
         self, email: str, password: str, *, address: str = "", user_agent: str = ""
     ) -> SignedIn:
-        """Open a session for whoever knows the password; an unknown address fails alike."""
-        async with self._db.connection() as conn:
-            account = await users.account_of(conn, email)
-        stored = account.password_hash if account is not None else None
-        matches = await self._passwords.verify(password, stored)
-        if account is None or not matches or not account.user.is_active:
-            # A line and no journal row: the world may fill the one, but not the other.
-            known = account.user.id if account is not None else None
-            log.info("sign-in refused", user=known, address=address)
-            raise _wrong_credentials()
-        if self._settings.require_verified_email and not account.user.is_verified:
-            raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
-        better = await self._better_hash(password, stored)
-        async with self._db.transaction() as tx:
-            if stored is not None and better is not None:
-                await users.replace_hash(tx.conn, account.user.id, stored, better)
-            return await self._start(tx, account, Source.API, address, user_agent)
+        """Open a session for whoever knows the password; an unknown address fails alike.
+
+        Raises RateLimited when too many passwords were wrong, be this one right or not.
+        """
+        async with self._guesses.guessing(of_account(email)) as guess:
+            async with self._db.connection() as conn:
+                account = await users.account_of(conn, email)
+            stored = account.password_hash if account is not None else None
+            matches = await self._passwords.verify(password, stored)
+            if account is None or not matches or not account.user.is_active:
+                await self._note_refusal(account, guess, address)
+                raise _wrong_credentials()
+            if self._settings.require_verified_email and not account.user.is_verified:
+                await guess.right()
+                raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
+            better = await self._better_hash(password, stored)
+            async with self._db.transaction() as tx:
+                if stored is not None and better is not None:
+                    await users.replace_hash(tx.conn, account.user.id, stored, better)
+                await guess.right()
+                return await self._start(tx, account, Source.API, address, user_agent)
 
     async def issue_for(self, user: User, *, source: Source = Source.CLI) -> SignedIn:
         """Open a session for somebody whom the operator vouches for."""
@@ -171,6 +178,17 @@ class Sessions:
     def refresh_state(self, tx: Transaction, user_id: UUID) -> None:
         """Look at a person's sessions anew once the transaction is committed."""
         tx.after_commit(lambda: self._forget(lambda known: known.user_id == user_id))
+
+    async def _note_refusal(
+        self, account: users.Account | None, guess: Guess, address: str
+    ) -> None:
+        # A line and no journal row: the world may fill the one, but not the other.
+        known = account.user.id if account is not None else None
+        log.info("sign-in refused", user=known, address=address)
+        if known is not None and self._guesses.slows_after(guess.failures):
+            about = {"user_id": str(known), "failures": guess.failures, "address": address}
+            async with self._db.transaction() as tx:
+                tx.record(Event.by(SYSTEM, "auth.locked", data=about))
 
     async def _better_hash(self, password: str, stored: str | None) -> str | None:
         if stored is None or not self._passwords.needs_rehash(stored):

@@ -10,7 +10,9 @@ from uuid import UUID
 import asyncpg
 
 from itdesk.config import Auth
+from itdesk.config import Limits as LimitSettings
 from itdesk.desk.accounts import Accounts, NewUser
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.projects import Projects
 from itdesk.desk.sessions import Sessions
@@ -31,15 +33,23 @@ class Office:
     clock: FakeClock = field(default_factory=FakeClock)
     limits: Limits | None = None
     remembered: int = 100
+    guessing: LimitSettings = field(default_factory=lambda: LimitSettings(enabled=False))
 
     def __post_init__(self) -> None:
         self.db = Database(self.url, self.limits)
         self.tokens = Tokens(Keys(b"a secret of at least 32 bytes ..."), self.clock)
         self.passwords = Passwords(self.auth.bcrypt_cost, threads=2)
+        self.guesses = Guesses(self.db, self.guessing)
         self.sessions = Sessions(
-            self.db, self.tokens, self.passwords, self.auth, self.clock, remembered=self.remembered
+            self.db,
+            self.tokens,
+            self.passwords,
+            self.guesses,
+            self.auth,
+            self.clock,
+            remembered=self.remembered,
         )
-        self.accounts = Accounts(self.db, self.passwords, self.sessions, self.auth)
+        self.accounts = Accounts(self.db, self.passwords, self.guesses, self.sessions, self.auth)
         self.projects = Projects(self.db)
 
     async def close(self) -> None:
