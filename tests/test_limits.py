@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,10 +16,12 @@ import pytest
 from aiohttp import ClientSession
 
 from itdesk.api import ROUTES
+from itdesk.runtime.clock import Clock
 from tests.support.daemon import PASSWORD, Answer, Live, Person, live_on, make_daemon, started, wait
 from tests.support.postgres import Server
 
 _numbers = count(1)
+CLOCK = Clock()
 
 
 @pytest.fixture(name="nodes", scope="module")
@@ -107,9 +108,10 @@ async def test_a_person_may_ask_so_often_at_all_daemons_together(nodes: list[Liv
     await asyncio.to_thread(one.daemon.stop)
     await asyncio.to_thread(one.daemon.start)
     assert (await Person(one.url, ann.token).get("/auth/me")).status == 429
-    for _ in range(50):
-        for path in ("/ping", "/healthz", "/readyz", "/metrics", "/openapi.json"):
-            assert (await Person(one.url, ann.token).call("GET", path)).status == 200
+    free = ("/ping", "/healthz", "/readyz", "/metrics", "/openapi.json")
+    again = Person(one.url, ann.token)
+    found = await asyncio.gather(*(again.call("GET", path) for path in free for _ in range(41)))
+    assert codes(found) == {200: 41 * len(free)}
 
 
 async def eventually_refused(person: Person) -> bool:
@@ -193,7 +195,7 @@ def test_only_these_routes_are_not_limited() -> None:
     free = {route.path for route in ROUTES if route.rate == "none"}
     assert {path for path in free if not path.startswith(("/docs", "/redoc", "/api/docs"))} == {
         "/ping", "/healthz", "/readyz", "/health", "/metrics", "/openapi.json", "/asyncapi.json",
-        "/storage/{signed}", "/ws/{client_id}", "/api/v1/ping",
+        "/storage/{signed}", "/ws/{client_id}", "/favicon.ico",
     }  # fmt: skip
 
 
@@ -210,7 +212,7 @@ async def reads(alice: Person, path: str, seconds: float) -> list[float]:
                 assert answer.status == 200
                 await answer.read()
             took.append(time.monotonic() - began)
-            await asyncio.sleep(0.005)
+            await CLOCK.sleep(0.005)
     return took
 
 
@@ -230,7 +232,7 @@ async def storm(live: Live, seconds: float, statuses: Counter[int]) -> None:
         for number in range(int(100 * seconds)):
             # Half of it comes from one place, half from a place of its own.
             group.create_task(attempt(one if number % 2 else new_address()))
-            await asyncio.sleep(max(0.0, began + number / 100 - time.monotonic()))
+            await CLOCK.sleep(began + number / 100 - time.monotonic())
 
 
 def p99(times: list[float]) -> float:
@@ -245,14 +247,13 @@ async def lag(live: Live) -> dict[float, float]:
 
 
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(15.0, marks=pytest.mark.slow)])
-async def test_a_login_storm_leaves_room_for_others_p_08(
-    pg_server: Server, tmp_path: Path, seconds: float
-) -> None:
+async def test_a_login_storm_leaves_room_for_others_p_08(pg_server: Server, seconds: float) -> None:
     """P-08: loop lag p99 <= 50 ms, reads p99 <= 3x without the storm, the excess 429 or 503."""
     env = {
         "ITDESK_LIMITS__ENABLED": "true",
         "ITDESK_LIMITS__DEFAULT": "1000000/minute",
-        "ITDESK_AUTH__BCRYPT_COST": "12",
+        # 16 hashes a second and thread: far fewer than come.
+        "ITDESK_AUTH__BCRYPT_COST": "10",
         "ITDESK_SERVER__TRUSTED_PROXIES": "127.0.0.1/32",
         "ITDESK_SCANNER__ENABLED": "false",
     }

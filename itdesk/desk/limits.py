@@ -48,17 +48,13 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One class's limit."""
+    """One class's limit, and how many of its requests may stay untold for a second."""
 
     name: str
     count: int
     seconds: int
     exact: bool
-
-    @property
-    def untold(self) -> int:
-        """Return how many requests may stay untold."""
-        return max(1, self.count // UNTOLD)
+    untold: int
 
     def subject(self, who: Who) -> str:
         """Return the name of a caller's row; a limit with another period has other rows."""
@@ -111,7 +107,13 @@ class RateLimits:
         }  # fmt: skip
         self._rules = (
             {
-                name: _Rule(name, rate.count, rate.seconds, name in EXACT)
+                name: _Rule(
+                    name,
+                    rate.count,
+                    rate.seconds,
+                    exact=name in EXACT,
+                    untold=max(1, rate.count // UNTOLD),
+                )
                 for name, rate in rates.items()
             }
             if settings.enabled
@@ -134,7 +136,9 @@ class RateLimits:
         bucket = self._buckets.get((limit, who))
         if bucket is None:
             return False
-        self._buckets.move_to_end((limit, who))
+        if not bucket.untold:
+            # Once a second is often enough to be known as busy.
+            self._buckets.move_to_end((limit, who))
         self._count(rule, bucket)
         return True
 
@@ -188,7 +192,8 @@ class RateLimits:
         if number > bucket.number:
             self._turn(rule, bucket, number)
         used = bucket.used + bucket.untold
-        if used + int(bucket.before * (1 - part + number)) >= rule.count:
+        before = int(bucket.before * (1 - part + number)) if bucket.before else 0
+        if used + before >= rule.count:
             self._refuse(rule, rule.wait(used, bucket.before, part - number))
         if not bucket.untold:
             self._untold[bucket.subject] = bucket, rule.seconds
