@@ -52,7 +52,12 @@ def _desk(pg_server: Server) -> Iterator[Live]:
     """A daemon that lists two origins."""
     url = wait(pg_server.create())
     origins = ",".join(LISTED)
-    daemon = make_daemon(url, CORS_ORIGINS=origins, ITDESK_SCANNER__ENABLED="false")
+    daemon = make_daemon(
+        url,
+        CORS_ORIGINS=origins,
+        ITDESK_SCANNER__ENABLED="false",
+        ITDESK_SERVER__TRUSTED_PROXIES="127.0.0.1/32",
+    )
     daemon.start()
     try:
         yield wait(live_on(daemon))
@@ -134,6 +139,21 @@ async def test_no_foreign_page_gets_a_websocket_s_17(desk: Live) -> None:
         answer = await desk.nobody.call("GET", "/ws/page", headers={**upgrade, **sent})
         assert (answer.status, answer.json["error"]) == (403, "E_AUTH_CROSS_SITE"), name
         assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_over_https_a_websocket_takes_the_guarded_cookie_only_s_16(desk: Live) -> None:
+    """The plain name, which another page could have planted, is not looked at."""
+    https = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "desk.example.net"}
+    page = {"Origin": "https://desk.example.net"}
+    said = {}
+    async with ClientSession() as session:
+        for name in ("__Host-itdesk_access", "itdesk_access"):
+            headers = {**https, **page, "Cookie": f"{name}={desk.admin.token}"}
+            async with session.ws_connect(desk.url + "/ws/page", headers=headers) as ws:
+                await ws.send_str('{"type": "ping"}')
+                message = await ws.receive(timeout=10)
+                said[name] = ws.close_code or message.json()["type"]
+    assert said == {"__Host-itdesk_access": "pong", "itdesk_access": 4401}
 
 
 @pytest.mark.parametrize("origin", LISTED)

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from itdesk.api import auth, projects, users
+from itdesk.api.cookies import documented_cookie
 from itdesk.model import Role, User
 from itdesk.store.paging import Window
 from tests.support.people import PASSWORD, Office, opened
@@ -241,6 +242,14 @@ async def test_no_lane_outlives_the_session(street: Street, end: str) -> None:
     ]
     assert [error(one) for one in refused] == [(401, "E_AUTH_TOKEN_INVALID")] * 5
     assert [cookies(one) for one in refused] == [{}] * 5
+
+
+def test_the_document_names_the_cookie() -> None:
+    """S4-39: by what is known without a request; over https with its prefix."""
+    plain = SmallDesk(auth={"cookie_name": "desk_a"}).settings
+    https = SmallDesk(server={"public_url": "https://desk.example.org"}).settings
+    assert documented_cookie(plain) == "desk_a"
+    assert documented_cookie(https) == "__Host-itdesk_access"
 
 
 async def test_configured_names_are_honoured(database_url: str) -> None:
