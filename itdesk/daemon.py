@@ -19,6 +19,7 @@ from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
+from itdesk.actors.settler import Settler
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
@@ -31,11 +32,13 @@ from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.engines import Engines
 from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.keys import Keys
+from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
@@ -142,7 +145,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         mail = Mail(db, settings, metrics)
         proofs = Proofs(mail, settings, keys.derive("verification-codes"))
         factors = Factors(keys.derive("second-factors"), clock)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock, factors=factors)
+        guesses = Guesses(db, settings.limits)
+        sessions = Sessions(db, tokens, passwords, guesses, settings.auth, clock, factors=factors)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -154,11 +158,13 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             db=db,
             plugins=plugins,
             tokens=tokens,
+            limits=RateLimits(db, settings.limits, clock, metrics),
+            guesses=guesses,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, proofs),
+            accounts=Accounts(db, passwords, guesses, sessions, proofs),
             signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
             verification=Verification(db, sessions, proofs, clock),
-            recovery=Recovery(db, passwords, sessions, proofs, clock),
+            recovery=Recovery(db, passwords, guesses, sessions, proofs, clock),
             api_tokens=ApiTokens(db, sessions, settings.auth, clock),
             second_factors=SecondFactors(db, factors, sessions, passwords, settings.auth),
             projects=Projects(db),
@@ -400,6 +406,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     supervisor.add(hub)
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
+    supervisor.add(Settler(desk.limits))
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))

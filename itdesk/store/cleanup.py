@@ -72,6 +72,28 @@ async def delete_old_answers(conn: Any, limit: int, *, hours: int) -> int:
     return _count(await conn.execute(query, limit, hours))
 
 
+async def delete_expired_counts(conn: Any, limit: int) -> int:
+    """Delete what was counted in periods that no limit looks at any more."""
+    query = """
+        DELETE FROM rate_counts WHERE subject IN (
+            SELECT subject FROM rate_counts WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_guesses(conn: Any, limit: int) -> int:
+    """Delete wrong guesses that are long over."""
+    query = """
+        DELETE FROM password_guesses WHERE subject IN (
+            SELECT subject FROM password_guesses WHERE expires_at < now()
+            ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
 async def delete_never_uploaded(conn: Any, limit: int, *, days: int) -> int:
     """Delete places kept for files that never came, known as missing for so many days.
 
