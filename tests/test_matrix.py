@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "user": FOUR,
     "crossed-file": TWO,
     "token": FOUR,
+    "view": FOUR,
     "project": TWO,
     "asset": TWO,
     "upload-link": TWO,
@@ -172,6 +173,10 @@ class World:
                 new = {"name": uuid4().hex}
                 made = await self.owner(caller, kind).post("/tokens", new)
                 return {"id": made.expect(201)["id"]}
+            case "view":
+                kept = {"name": uuid4().hex, "query": {"status": ["open"]}}
+                made = await self.owner(caller, kind).post("/views", kept)
+                return {"id": made.expect(201)["id"]}
             case "workflow":
                 rule = {"name": "Kept", "trigger": "comment_added", "active": False}
                 made = await self.live.admin.post(
@@ -222,7 +227,7 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        lasting = ("-link", "-job", "-mail", "token", "workflow", "workflow-target")
+        lasting = ("-link", "-job", "-mail", "token", "view", "workflow", "workflow-target")
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "asset":

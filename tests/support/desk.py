@@ -89,7 +89,12 @@ class Bench:
 async def bench_on(database_url: str, **env: str) -> AsyncIterator[Bench]:
     """Lend a desk on a database, with the settings of these environment names."""
     state_dir = Path(tempfile.mkdtemp(prefix="itdesk-bench-", dir="/tmp"))
-    environ = {"DATABASE_URL": database_url, "ITDESK_AUTH__BCRYPT_COST": "4", **env}
+    environ = {
+        "DATABASE_URL": database_url,
+        "ITDESK_AUTH__BCRYPT_COST": "4",
+        "ITDESK_TICKETS__SEARCH_MILLISECONDS": "5000",
+        **env,
+    }
     settings = load(state_dir=state_dir, environ=environ)
     try:
         async with daemon.open_desk(settings, database_url) as desk:
