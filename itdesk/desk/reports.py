@@ -215,6 +215,9 @@ class Reports:
         async with self._reads.reporting() as conn:
             moment = await reports.now(conn)
             until = about.until or max(moment.date(), about.since or moment.date())
+            # asyncpg reads the ends of Python's calendar as infinity.
+            if date.min in (about.since, until) or date.max in (about.since, until):
+                raise Invalid.field("from", "and `to` must be days of ordinary years")
             since = about.since or date.fromordinal(max(1, until.toordinal() - 29))
             days = (until - since).days + 1
             if not 1 <= days <= MOST_DAYS:
