@@ -1,7 +1,7 @@
 """Searching and saved views over REST."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Self
 from urllib.parse import urlencode
 from uuid import UUID
@@ -62,6 +62,10 @@ async def search(call: Call) -> Reply:
 
 class ViewQuery(TicketFilter, Body):
     """The query of a view: the filters and the order of GET /tickets."""
+
+    # In a body, JSON's own reading of a date is the strict one.
+    created_from: date | None = Field(None, description="Opened on this day (UTC) or later.")
+    created_to: date | None = Field(None, description="Opened on this day (UTC) or earlier.")
 
     def kept(self) -> dict[str, Any]:
         """Return what was said, to be kept as JSON."""

@@ -218,7 +218,7 @@ class Reports:
             # asyncpg reads the ends of Python's calendar as infinity.
             if date.min in (about.since, until) or date.max in (about.since, until):
                 raise Invalid.field("from", "and `to` must be days of ordinary years")
-            since = about.since or date.fromordinal(max(1, until.toordinal() - 29))
+            since = about.since or date.fromordinal(max(2, until.toordinal() - 29))
             days = (until - since).days + 1
             if not 1 <= days <= MOST_DAYS:
                 raise Invalid.field("from", f"must be at most {MOST_DAYS} days before `to`")

@@ -239,12 +239,14 @@ async def trends(conn: Any, since: date, until: date, *, project: str | None) ->
             SELECT acted AS day, percentile_cont(0.5) WITHIN GROUP (ORDER BY to_action) AS median
             FROM mine WHERE acted >= $1 GROUP BY 1
         )
-        SELECT days.day::date AS date, coalesce(opened.n, 0) AS created, coalesce(ended.n, 0) AS closed,
+        SELECT days.day::date AS date, coalesce(opened.n, 0) AS created,
+               coalesce(ended.n, 0) AS closed,
                (before.open + sum(coalesce(opened.n, 0) - coalesce(ended.n, 0))
                    OVER (ORDER BY days.day))::bigint AS open,
                answered.median AS median_seconds_to_first_action,
                ended.median AS median_seconds_to_close
-        FROM generate_series($1::date::timestamp, $2::date::timestamp, interval '1 day') AS days (day)
+        FROM generate_series($1::date::timestamp, $2::date::timestamp, interval '1 day')
+             AS days (day)
         CROSS JOIN before
         LEFT JOIN opened ON opened.day = days.day::date
         LEFT JOIN ended ON ended.day = days.day::date
