@@ -88,10 +88,10 @@ async def test_every_plan_finds_what_a_look_at_every_row_finds(
                 wanted &= own
             plans = ("own", "own of many") if scope else ("near", "far", "index", "walk")
             for plan in plans:
-                query, values = matching._statement(
+                query, parameters = matching._statement(
                     plan, Filter(q=q), scope, "-created_at", None, 50, 0
                 )
-                found = [row[0] for row in await conn.fetch(query, *values)]
+                found = [row[0] for row in await conn.fetch(query, *parameters)]
                 assert set(found) == wanted, (plan, scope)
                 assert found == sorted(found, reverse=True)
             if q:
@@ -135,10 +135,10 @@ async def test_a_word_that_is_only_in_old_tickets_is_found_behind_many_new_ones(
         "SELECT array_agg(key ORDER BY created_at DESC) FROM tickets WHERE id = ANY ($1)", seen
     )
     assert newest == [f"TSK-1{n}" for n in range(1, len(seen) + 1)]
-    page = await bench.desk.tickets.list(
+    none = await bench.desk.tickets.list(
         agent, Filter(q="wombat", status=[Status.CLOSED]), sort="-created_at", window=Window()
     )
-    assert page.items == []
+    assert none.items == []
 
 
 async def test_a_search_that_takes_too_long_is_refused_and_the_desk_goes_on(
