@@ -27,6 +27,7 @@ from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.health import Health
+from itdesk.desk.identities import Identities
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.passwords import Passwords, random_password
@@ -144,6 +145,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        providers = await plugins.identity_providers(desk)
+        desk.identities = Identities(db, desk.accounts, sessions, providers, settings)
         await _open_work(desk)
         yield desk
 

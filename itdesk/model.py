@@ -327,6 +327,19 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkedIdentity:
+    """An account elsewhere by which a person signs in here."""
+
+    id: UUID
+    provider: str
+    issuer: str
+    subject: str
+    email: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """How far somebody has read the journal; another epoch makes every older seq meaningless."""
 

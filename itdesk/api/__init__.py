@@ -5,6 +5,7 @@ from itdesk.api import (
     attachments,
     auth,
     docs,
+    identities,
     jobs,
     journal,
     projects,
@@ -19,6 +20,7 @@ from itdesk.api.route import Route
 # In the order of the documentation: what people come for first, what monitors ask last.
 ROUTES: tuple[Route, ...] = (
     *auth.ROUTES,
+    *identities.ROUTES,
     *tickets.ROUTES,
     *attachments.ROUTES,
     *projects.ROUTES,

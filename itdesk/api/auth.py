@@ -154,14 +154,18 @@ def _refresh_name(call: Call) -> str:
 
 
 def _with_cookies(call: Call, signed: SignedIn) -> Reply:
-    cookies = _cookies(
+    return Reply(signed, 200, session_cookies(call, signed))
+
+
+def session_cookies(call: Call, signed: SignedIn) -> CIMultiDict[str]:
+    """Return the headers that give a browser its session."""
+    return _cookies(
         call,
         signed.access_token,
         signed.expires_in,
         signed.refresh_token,
         signed.refresh_expires_in,
     )
-    return Reply(signed, 200, cookies)
 
 
 def _cookies(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.health import Health
+    from itdesk.desk.identities import Identities
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
     from itdesk.desk.plugins import Plugins
@@ -47,6 +48,7 @@ class Desk:
     upload_dir: Path
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
+    identities: Identities = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

@@ -90,6 +90,12 @@ async def examine(desk: Desk) -> AsyncIterator[Finding]:
         if name not in desk.scans.engines:
             remedy = "set CLAMAV_HOST, or install itdesk[embedded] for yara"
             yield Finding(name, False, "; ".join(weak), remedy)
+    for name, provider in desk.identities.providers.items():
+        try:
+            await provider.check()
+            yield Finding(f"sign-in by {name}", True, "its keys are usable, it knows this client")
+        except DeskError as exc:
+            yield Finding(f"sign-in by {name}", False, exc.message, f"see [plugins.{name}]")
     for name, health in (await desk.plugins.health()).items():
         remedy = f"see [plugins.{name}] and the log"
         yield Finding(f"plugin {name}", health.ok, health.reason or "loaded", remedy)

@@ -120,6 +120,7 @@ async def clean_up(db: Database, *, days: int) -> dict[str, int]:
         "sessions": cleanup.delete_expired_sessions,
         "verifications": cleanup.delete_expired_verifications,
         "resets": cleanup.delete_expired_resets,
+        "sign_ins": cleanup.delete_expired_sign_ins,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),

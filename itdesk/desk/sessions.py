@@ -108,6 +108,18 @@ class Sessions:
                 raise Forbidden("This account is switched off.")
             return await self._start(tx, account, source, "", f"itdesk {source}")
 
+    async def open_by(
+        self,
+        tx: Transaction,
+        account: users.Account,
+        provider: str,
+        *,
+        address: str = "",
+        user_agent: str = "",
+    ) -> SignedIn:
+        """Open a session for somebody whom an identity provider vouches for."""
+        return await self._start(tx, account, Source.API, address, user_agent, provider=provider)
+
     async def refresh(self, token: str, *, address: str = "", user_agent: str = "") -> SignedIn:
         """Exchange a refresh token for a new pair; using one twice ends its session.
 
@@ -184,6 +196,8 @@ class Sessions:
         source: Source,
         address: str,
         user_agent: str,
+        *,
+        provider: str | None = None,
     ) -> SignedIn:
         token, digest = new_refresh_token()
         session_id, now = new_id(), self._clock.now()
@@ -204,6 +218,8 @@ class Sessions:
             raise _wrong_credentials()
         caller = _as_caller(account.user, source, session_id)
         about = {"session_id": str(session_id), "address": address}
+        if provider is not None:
+            about["provider"] = provider
         tx.record(Event.by(caller, "auth.login", data=about))
         return self._signed_in(account.user, session_id, token, expires_at, now)
 
