@@ -36,6 +36,12 @@ _WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
 _EC = ec.generate_private_key(ec.SECP256R1())
 _ED = ed25519.Ed25519PrivateKey.generate()
 
+
+def now() -> int:
+    """Return the seconds since 1970 that a token tells times in."""
+    return int(time.time())
+
+
 Spoiler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -169,8 +175,8 @@ class OpenIdServer:
 
     def token(self, nonce: str, **more: Any) -> str:
         """Return an ID token, with the lies of now."""
-        now = int(time.time())
-        claims = {"iss": self.issuer, "aud": self.client_id, "iat": now, "exp": now + 300,
+        made = now()
+        claims = {"iss": self.issuer, "aud": self.client_id, "iat": made, "exp": made + 300,
                   "nonce": nonce, **self.person, **more, **self.claims}  # fmt: skip
         claims = {name: value for name, value in claims.items() if value is not MISSING}
         header = {"alg": "RS256", "kid": "rsa", "typ": "JWT", **self.header}
