@@ -151,12 +151,12 @@ async def test_google_signs_up_and_in(desk: Desk, browser: Browser) -> None:
     google_id = await desk.sql("SELECT google_id FROM users WHERE id = $1::uuid", user["id"])
     assert google_id == desk.google.person["sub"]
     async with Browser(desk.live.url) as again:
-        landed(
-            await again.sign_in(desk.google, next="/tickets/TSK-1?a=b#c"), "/tickets/TSK-1?a=b#c"
-        )
+        there = "/tickets/TSK-1?a=b#c"
+        landed(await again.sign_in(desk.google, next=there), there)
         assert (await me(desk, again))["id"] == user["id"]
     types = await desk.sql(
-        "SELECT string_agg(type, ' ' ORDER BY created_at, id) FROM events WHERE actor_id = $1::uuid",
+        "SELECT string_agg(type, ' ' ORDER BY created_at, id) FROM events"
+        " WHERE actor_id = $1::uuid",
         user["id"],
     )
     assert types.split()[:3] == ["user.registered", "auth.identity_linked", "auth.login"]
