@@ -122,7 +122,7 @@ def _land(call: Call, landing: Landing) -> Reply:
     server = call.desk.settings.server
     if server.env == "production" and server.frontend_base_url == Server().frontend_base_url:
         headers["Content-Type"] = _HTML
-        return Reply(_page(landing), 403 if landing.problem else 200, headers)
+        return Reply(_page(landing), 200, headers)
     where = landing.next
     if landing.problem is not None:
         where = f"/?oauth_error={quote(landing.problem)}"
@@ -154,7 +154,7 @@ def _public(id: str, path: str, handler: object, query: type[Query]) -> Route:
         query=query,
         status=302,
         response_media=_HTML,
-        also={200: bytes, 403: bytes},
+        also={200: bytes},
         errors={"E_PROVIDER_NOT_FOUND": 404},
         rate="auth",
     )

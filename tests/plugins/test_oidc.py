@@ -135,7 +135,9 @@ async def test_without_a_frontend_a_page_says_what_happened(
         assert done.status == 200 and b"You are signed in" in done.raw
         assert "Location" not in done.headers and "itdesk_access" in str(browser.cookies)
         failed = await browser.get("/api/v1/auth/oidc/callback")
-        assert failed.status == 403 and b"oauth_state_invalid" in failed.raw
+        assert failed.status == 200 and b"oauth_state_invalid" in failed.raw
+        assert b"You are not signed in" in failed.raw and "Location" not in failed.headers
+        assert "itdesk_access" not in str(failed.headers.getall("Set-Cookie"))  # type: ignore[attr-defined]
         assert failed.headers["Content-Type"].startswith("text/html")
         assert "default-src 'none'" in failed.headers["Content-Security-Policy"]
 
