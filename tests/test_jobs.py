@@ -2,18 +2,21 @@
 
 import asyncio
 import re
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import ClientError
 
-from tests.support.daemon import Daemon, Live, make_daemon, running, started
+from tests.support.daemon import Daemon, Live, Person, make_daemon, running, started
 from tests.support.postgres import Server
 
 QUICK = {
@@ -46,6 +49,9 @@ class Plugin:
             title = (await desk.tickets.get(SYSTEM, job.args["ticket_id"])).title
             if title == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if title.startswith("gate"):
+                while not self.told.with_name(title).exists():
+                    await asyncio.sleep(0.02)
             if title == "endless":
                 self._write("endless")
                 await asyncio.Event().wait()
@@ -53,6 +59,11 @@ class Plugin:
                 self._write(f"{title} {key}")
         return [JobType(name="shop.tell", handle=tell, concurrency=4, timeout_seconds=60,
                         on_events=("ticket.created",), lane=lambda e: f"shop:{e.ticket_id}")]
+
+    @hookimpl
+    def itdesk_validate_ticket(self, before, after):
+        if after.title.startswith("die "):
+            failpoints.arm(after.title.removeprefix("die "))
 
     @hookimpl
     def itdesk_schedule(self, desk):
@@ -65,6 +76,7 @@ class Plugin:
             file.write(line + "\\n")
 
 from itdesk.model import SYSTEM
+from itdesk.runtime import failpoints
 """
 
 
@@ -181,8 +193,110 @@ async def test_a_crash_around_a_remote_effect_loses_nothing(
     assert len(shop.lines()) == requests and len(set(shop.lines())) == 1
 
 
+@pytest.mark.parametrize("point", ["before_commit", "after_commit"])
+async def test_a_crash_around_a_commit_leaves_the_cause_and_its_work_or_neither(
+    shop: Shop, point: str
+) -> None:
+    """R-03: work is queued with its cause; whoever dies between the two has done neither."""
+    daemon = shop.daemon()
+    async with running(daemon) as live:
+        admin = live.admin
+        # Another transaction of the daemon may meet the armed place first: then nothing is there.
+        for _ in range(10):
+            with pytest.raises(ClientError):
+                await admin.post("/tickets", {"title": f"die {point}"})
+            assert await gone(daemon) == -signal.SIGKILL
+            await asyncio.to_thread(daemon.start)
+            admin = replace(admin, base=daemon.url)
+            causes = len((await admin.get("/tickets")).expect(200))
+            assert len(await shop.rows()) == causes
+            if causes or point == "before_commit":
+                break
+        assert causes == (point == "after_commit")
+        await until(lambda: _told(shop, causes))
+        await until(lambda: _are_done(shop, causes))
+    assert len(shop.lines()) == causes
+
+
+async def _are_done(shop: Shop, count: int) -> bool:
+    return [row[0] for row in await shop.rows()] == ["done"] * count
+
+
 async def _all_done(shop: Shop) -> bool:
     return {row[0] for row in await shop.rows()} == {"done"}
+
+
+async def frozen_workers(shop: Shop, rounds: int) -> None:
+    """Freeze whoever has a job until another has it, and see what the first writes afterwards."""
+    first, second = shop.daemon(), shop.daemon()
+    async with running(first) as live:
+        shutil.copy2(first.state_dir / "jwt-key.pem", second.state_dir)
+        await asyncio.to_thread(second.start)
+        try:
+            for number in range(rounds):
+                await _freeze_once(shop, live, (first, second), f"gate{number}")
+        finally:
+            second.tell(signal.SIGCONT)
+            assert await asyncio.to_thread(second.stop) == 0
+            shutil.rmtree(second.state_dir)
+
+
+async def _freeze_once(shop: Shop, live: Live, daemons: Sequence[Daemon], title: str) -> None:
+    await live.admin.ticket(title)
+    claims = "SELECT split_part(owner, ':', 2)::int, epoch FROM jobs WHERE state = 'leased'"
+    pid, epoch = (await _claimed(shop, claims))[0]
+    holder = next(d for d in daemons if d.process is not None and d.process.pid == pid)
+    stale = await _stale(holder)
+    holder.tell(signal.SIGSTOP)
+    try:
+        await until(lambda: _overtaken(shop, claims, epoch))
+        shop.told.with_name(title).touch()
+        await until(lambda: _all_done(shop))
+    finally:
+        holder.tell(signal.SIGCONT)
+    await until(lambda: _counted(holder, stale + 1))
+    assert (await shop.rows("state, attempts"))[-1] == ("done", 2)
+    told = [line for line in shop.lines() if line.startswith(f"{title} ")]
+    assert len(set(told)) == 1  # it was told twice, and can tell that by the key
+
+
+async def _claimed(shop: Shop, query: str) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+
+    async def there() -> bool:
+        conn = await asyncpg.connect(shop.url)
+        found[:] = [tuple(row) for row in await conn.fetch(query)]
+        await conn.close()
+        return bool(found)
+
+    await until(there)
+    return found
+
+
+async def _overtaken(shop: Shop, query: str, epoch: int) -> bool:
+    return (await _claimed(shop, query))[0][1] > epoch
+
+
+async def _stale(daemon: Daemon) -> float:
+    page = (await Person(daemon.url).call("GET", "/metrics")).raw.decode()
+    found = re.search(r"^itdesk_jobs_stale_completions_total (\S+)$", page, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+async def _counted(daemon: Daemon, count: float) -> bool:
+    return await _stale(daemon) == count
+
+
+async def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(shop: Shop) -> None:
+    """R-05: two daemons; what the first one wants to write of the job changes nothing."""
+    await frozen_workers(shop, 2)
+
+
+@pytest.mark.slow
+async def test_a_hundred_frozen_workers_write_nothing_when_they_wake(shop: Shop) -> None:
+    """R-05."""
+    await frozen_workers(shop, 100)
 
 
 async def test_a_poisonous_job_ends_the_process_five_times_at_most(shop: Shop) -> None:

@@ -281,8 +281,13 @@ async def write(bench: Bench, who: Caller, agent: Caller, turns: int, dice: rand
         mine += made
 
 
-async def broken_lines(pg_server: Server, *, writers: int, turns: int, breaks: int) -> None:
-    """P-06: whatever breaks, nothing is missing, and what was followed is what is there."""
+async def broken_lines(
+    pg_server: Server, *, writers: int, turns: int, breaks: int
+) -> tuple[int, int]:
+    """P-06: whatever breaks, nothing is missing, and what was followed is what is there.
+
+    Returns how many events and how many breaks there were.
+    """
     dice = random.Random(6)
     async with started(pg_server) as live, second_node(live) as node:
         alice, robin = await live.person(), await live.person("agent")
@@ -316,6 +321,7 @@ async def broken_lines(pg_server: Server, *, writers: int, turns: int, breaks: i
         told = {(f["ticket"], f["version"]) for f in followers[1].events}
         numbered = await rows(node.bench)
         assert numbered <= told, f"missing: {sorted(numbered - told)[:5]}"
+        return len(numbered), sum(follower.breaks for follower in followers)
 
 
 async def desk_caller(bench: Bench, person: Person) -> Caller:
@@ -348,7 +354,8 @@ async def test_broken_lines_lose_nothing_p_06(pg_server: Server) -> None:
 
 @pytest.mark.slow
 async def test_many_broken_lines_lose_nothing_p_06(pg_server: Server) -> None:
-    await broken_lines(pg_server, writers=8, turns=3_000, breaks=70)
+    events, breaks = await broken_lines(pg_server, writers=8, turns=5_000, breaks=70)
+    assert events >= 50_000 and breaks >= 200
 
 
 # --- very many websockets ----------------------------------------------------------------------
