@@ -1,6 +1,6 @@
 -- One vector for those who read internal comments too, views that people keep, advice that is kept
 -- up to date, and numbers that need not be counted anew.
--- depends: 0014-limits
+-- depends: 0015-identities
 -- transactional: false
 
 CREATE TABLE IF NOT EXISTS saved_views (
