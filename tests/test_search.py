@@ -237,7 +237,8 @@ async def test_a_canary_in_what_one_may_not_read_shows_nowhere(live: Live) -> No
 async def test_a_saved_view_is_the_list_that_it_stands_for(live: Live) -> None:
     """Kept in canonical words; its url is each reader's own list."""
     manager, alice = await live.person("manager"), await live.person()
-    query: dict[str, Any] = {"status": ["DONE", "open", "open"], "severity": ["HIGH"], "sort": "-priority",
+    query: dict[str, Any] = {
+             "status": ["DONE", "open", "open"], "severity": ["HIGH"], "sort": "-priority",
              "created_from": "2026-01-31", "reporter_id": alice.id}  # fmt: skip
     body = {"name": f"Hers {word()}", "query": query, "shared": True}
     view = (await manager.post("/views", body)).expect(201)
@@ -262,6 +263,7 @@ async def test_a_saved_view_is_the_list_that_it_stands_for(live: Live) -> None:
 
 async def test_a_view_is_checked_as_the_list_is(live: Live) -> None:
     alice = await live.person()
+    query: Any
     for query in (
         {"status": ["nonsense"]}, {"unknown": 1}, {"sort": "relevance"}, {"limit": 3}, {"q": 5},
         {"tag": ["x"] * 21}, {"assignee_id": "nobody"}, None, [],

@@ -2,6 +2,7 @@
 
     python -m tests.bench                     requests: read, list, search, create
     python -m tests.bench stream              websocket fan-out and the way of an event to a client
+    python -m tests.bench database            the same questions at --tickets and at --large tickets
     python -m tests.bench --short --json out.json
 
 Needs wrk (apt-get install wrk) and the packages of the extra [dev]. Ratios are what counts; the
@@ -14,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import requests, stream
+from tests.bench import database, requests, stream
 from tests.bench.report import Figure, Samples, as_json, machine
 from tests.bench.servers import world
 
@@ -25,9 +26,11 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", default=[], metavar="PART", help="requests, stream")
+    parser.add_argument("parts", nargs="*", default=[], metavar="PART",
+                        help="requests, stream, database")  # fmt: skip
     parser.add_argument("--cases", default="read,list,search,create", help="of the requests")
     parser.add_argument("--tickets", type=int, default=10_000)
+    parser.add_argument("--large", type=int, default=1_000_000, help="of the part database")
     parser.add_argument("--clients", type=int, default=1000, help="websockets of the fan-out")
     parser.add_argument("--seconds", type=int, default=4, help="of each sample")
     parser.add_argument("--rounds", type=int, default=5)
@@ -43,15 +46,20 @@ async def main() -> int:
     parts = wanted.parts or ["requests", "stream"]
     if wanted.short:
         wanted.rounds, wanted.seconds = 1, 1
-    samples, figures = Samples(), list[Figure]()
+    samples, figures, small = Samples(), list[Figure](), dict[str, float]()
     async with world(wanted.tickets, peer=not wanted.no_peer and "requests" in parts) as servers:
         if "requests" in parts:
             samples = requests.measure(
                 servers, wanted.cases.split(","), seconds=wanted.seconds, rounds=wanted.rounds
             )
             figures += requests.figures(samples)
+        if "database" in parts:
+            small = await database.measure(servers)
         if "stream" in parts:
             figures += await stream.measure(servers, clients=wanted.clients, rounds=wanted.rounds)
+    if "database" in parts:
+        async with world(wanted.large, peer=False) as servers:
+            figures += database.figures(small, await database.measure(servers))
     print(" ".join(f"{name} {value}" for name, value in machine().items()))
     for line in samples.lines():
         print(line)
