@@ -162,6 +162,8 @@ CASES: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
      {"name", "url", "secret", "internal_comments"}, set()),
     ("PUT /workflow-targets/{target}", "admin", {},
      {"name", "url", "secret", "internal_comments"}, set()),
+    ("POST /views", "admin", {"name": "{KEY}", "query": {}}, {"name", "query", "shared"}, set()),
+    ("PATCH /views/{view}", "admin", {"name": "{KEY}"}, {"name", "query", "shared"}, set()),
 ]  # fmt: skip
 
 # What each allowed field is set to, and what of the answer may differ for it.
@@ -198,9 +200,12 @@ VALUES: dict[str, Any] = {
     "url": "https://example.org/other",
     "secret": "fedcba9876543210",
     "internal_comments": True,
+    "query": {"q": "other"},
+    "shared": True,
 }
 ALSO: dict[str, set[str]] = {
     "labels": {"tags"},
+    "query": {"url"},
     "severity": {"priority"},
     "status": {"closed_at"},
     "project": {"project_id", "key"},
@@ -224,6 +229,7 @@ class Scene:
     project: Any
     workflow: Any
     target: Any
+    view: Any
     words: set[str]
 
     def fill(self, template: Any) -> Any:
@@ -248,6 +254,7 @@ class Scene:
             "project": self.project["id"],
             "workflow": self.workflow["id"],
             "target": self.target["id"],
+            "view": self.view["id"],
             **{role: person.id for role, person in self.people.items()},
         }
 
@@ -258,7 +265,7 @@ class Scene:
         paths = ["/tickets/{ticket}", "/tickets/{ticket}/comments?limit=200", "/attachments/{file}",
                  "/projects/{project}", "/users/{user}", "/users/{agent}", "/users/{manager}",
                  "/tickets/{ticket}/attachments", "/workflows/{workflow}",
-                 "/workflow-targets/{target}"]  # fmt: skip
+                 "/workflow-targets/{target}", "/views", "/views/{view}"]  # fmt: skip
         for path in paths:
             seen[path] = (await admin.get(path.format(**names))).expect(200)
         for path in ("/tickets", "/projects", "/users", "/workflows", "/workflow-targets"):
@@ -295,9 +302,10 @@ async def _build(live: Live) -> Scene:
     project = (await live.admin.post("/projects", new)).expect(201)
     workflow = (await live.admin.post("/workflows", _WORKFLOW)).expect(201)
     target = (await live.admin.post("/workflow-targets", _target())).expect(201)
+    view = (await live.admin.post("/views", {"name": uuid4().hex, "query": {}})).expect(201)
     document = (await live.nobody.call("GET", "/openapi.json")).expect(200)
     words = _words(document) | set(HOSTILE)
-    return Scene(live, people, ticket, file, project, workflow, target, words)
+    return Scene(live, people, ticket, file, project, workflow, target, view, words)
 
 
 _WORKFLOW = {"name": "A rule", "trigger": "comment_added", "active": False,
@@ -376,6 +384,9 @@ async def test_a_field_changes_itself_and_nothing_else(scene: Scene, case: Any) 
             names["workflow"] = (await admin.post("/workflows", _WORKFLOW)).expect(201)["id"]
         elif path.startswith("/workflow-targets"):
             names["target"] = (await admin.post("/workflow-targets", _target())).expect(201)["id"]
+        elif path.startswith("/views"):
+            kept = {"name": uuid4().hex, "query": {}}
+            names["view"] = (await admin.post("/views", kept)).expect(201)["id"]
         elif who == "admin":
             new = {"email": names["new"], "name": "Of their own"}
             names["user"] = (await admin.post("/users", new)).expect(201)["id"]
@@ -423,6 +434,7 @@ async def test_the_cases_are_every_write_of_the_api(scene: Scene) -> None:
     named = {
         case[0].replace("{project}", "{id}").replace("{user}", "{id}").replace("{agent}", "{id}")
         .replace("{manager}", "{id}").replace("{workflow}", "{id}").replace("{target}", "{id}")
+        .replace("{view}", "{id}")
         for case in CASES
     }  # fmt: skip
     assert named == writes
