@@ -23,8 +23,11 @@ QUICK = {
     "ITDESK_JOBS__POLL_SECONDS": "1",
     "ITDESK_JOBS__LEASE_SECONDS": "1",
     "ITDESK_JOBS__RETRY_SECONDS": "1",
-    "ITDESK_SCHEDULER__DAILY_STATS_SECONDS": "0",
-    "ITDESK_SCHEDULER__TOKEN_CLEANUP_SECONDS": "0",
+    # No work but the plugin's ends by a mark.
+    **{
+        f"ITDESK_SCHEDULER__{name}_SECONDS": "0"
+        for name in ("DAILY_STATS", "TOKEN_CLEANUP", "STORAGE_VERIFY", "EMAIL", "WORKFLOW")
+    },
 }
 
 # Each new ticket is told to a "remote system", a file; some titles are poison.
