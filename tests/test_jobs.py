@@ -26,8 +26,15 @@ QUICK = {
     # No work but the plugin's ends by a mark.
     **{
         f"ITDESK_SCHEDULER__{name}_SECONDS": "0"
-        for name in ("DAILY_STATS", "TOKEN_CLEANUP", "STORAGE_VERIFY", "EMAIL", "WORKFLOW",
-                     "RECOMMENDATIONS", "TICKET_COUNTS")  # fmt: skip
+        for name in (
+            "DAILY_STATS",
+            "TOKEN_CLEANUP",
+            "STORAGE_VERIFY",
+            "EMAIL",
+            "WORKFLOW",
+            "RECOMMENDATIONS",
+            "TICKET_COUNTS",
+        )  # fmt: skip
     },
 }
 
