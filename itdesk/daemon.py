@@ -26,6 +26,7 @@ from itdesk.config import Settings
 from itdesk.desk import Desk
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.attachments import Attachments, Rules
+from itdesk.desk.backups import Backups
 from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
@@ -152,7 +153,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
 async def _open_files(desk: Desk, keys: Keys) -> None:
     """Give the desk its storage and its virus scanners, which plugins provide."""
     settings = desk.settings
-    storage = await _chosen_storage(desk)
+    desk.storage = storage = await _chosen_storage(desk)
+    desk.backups = Backups(desk.db, storage, settings, desk.clock, desk.metrics)
     engines = await desk.plugins.scan_engines(desk)
     spool = settings.state_dir / "spool"
     try:
@@ -188,6 +190,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
+    desk.schedules.register(desk.backups.schedule())
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)

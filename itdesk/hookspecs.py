@@ -193,6 +193,8 @@ class JobType:
     asks of others, `async with job.sending()`, carries `job.key`, the same at every attempt, so
     that they can tell. It is cut after `timeout_seconds`; when it raises it is tried again, up to
     `attempts` times, after growing pauses. `concurrency` is how many each daemon runs at a time.
+    After a backup was restored, what is `outbound` waits until an operator resumes: say False only
+    of work that tells nobody outside of the desk anything.
     """
 
     name: str
@@ -201,6 +203,7 @@ class JobType:
     attempts: int = 5
     timeout_seconds: float = 60.0
     on_events: tuple[str, ...] = ()
+    outbound: bool = True
     lane: Callable[[Event], str | None] = _no_key
     args: Callable[[Event], Mapping[str, Any]] = _about
     dedupe: Callable[[Event], str | None] = _no_key
@@ -219,6 +222,7 @@ class Schedule:
     run: "Callable[[Job], Awaitable[None]]"
     attempts: int = 3
     timeout_seconds: float = 300.0
+    outbound: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,22 @@ class Scheduler(Section):
     jira_reconcile_seconds: SecondsOrOff = 0
 
 
+class Backup(Section):
+    directory: Path | None = None
+    seconds: SecondsOrOff = 86_400
+    keep: Annotated[int, Field(ge=1, le=10_000)] = 14
+
+
+Days = Annotated[int, Field(ge=0, le=36_500)]
+
+
+class Retention(Section):
+    mail_bodies_days: Days = 0
+    workflow_runs_days: Days = 0
+    audit_days: Days = 0
+    closed_attachments_days: Days = 0
+
+
 class Mail(Section):
     plugin: str | None = None
 
@@ -226,6 +242,8 @@ class Settings(Section):
     scanner: Scanner = Scanner()
     jobs: Jobs = Jobs()
     scheduler: Scheduler = Scheduler()
+    backup: Backup = Backup()
+    retention: Retention = Retention()
     mail: Mail = Mail()
     ai: Ai = Ai()
     tickets: Tickets = Tickets()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.attachments import Attachments
+    from itdesk.desk.backups import Backups
     from itdesk.desk.health import Health
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.hookspecs import Storage
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -46,6 +48,8 @@ class Desk:
     schedules: Schedules
     stats: Statistics
     upload_dir: Path
+    storage: Storage = field(init=False)
+    backups: Backups = field(init=False)
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)

@@ -98,6 +98,7 @@ class Schedules:
             handle=handle,
             attempts=schedule.attempts,
             timeout_seconds=schedule.timeout_seconds,
+            outbound=schedule.outbound,
         )
 
 
@@ -121,8 +122,11 @@ def own_schedules(
 
     seconds = settings.scheduler
     return (
-        Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
-        Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
+        Schedule(
+            name="daily_stats", seconds=seconds.daily_stats_seconds, run=count, outbound=False
+        ),
+        Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean, outbound=False),
+        # Left as outbound: whoever has just restored a desk wants nothing removed by itself.
         Schedule(
             name="storage_verify",
             seconds=seconds.storage_verify_seconds,
