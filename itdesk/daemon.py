@@ -12,8 +12,10 @@ from itdesk import archives
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
 from itdesk.actors.hub import Hub
+from itdesk.actors.identity import Identity
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
+from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
@@ -23,23 +25,38 @@ from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
 from itdesk.api.websocket import HUB
 from itdesk.config import Settings
-from itdesk.desk import Desk
+from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts, NewUser
+from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
+from itdesk.desk.engines import Engines
+from itdesk.desk.factors import Factors
 from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.keys import Keys
+from itdesk.desk.mail import Mail
+from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
+from itdesk.desk.proofs import Proofs
+from itdesk.desk.recovery import Recovery
+from itdesk.desk.rescans import Rescans
+from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
+from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
+from itdesk.desk.signups import Signups
+from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
 from itdesk.desk.tickets import Tickets
-from itdesk.desk.tokens import Keys, Tokens, UrlSigner
+from itdesk.desk.tokens import Tokens
+from itdesk.desk.urlsigner import UrlSigner
+from itdesk.desk.verification import Verification
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
 from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
@@ -102,7 +119,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(open_database(settings, url))
         secret = settings.auth.jwt_secret
-        keys = Keys.configured(
+        keys, key_file = keyfile.configured(
             algorithm=settings.auth.jwt_algorithm,
             secret=secret.get_secret_value() if secret else None,
             path=settings.jwt_key_path,
@@ -114,9 +131,12 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             directories=settings.plugin_host.directories,
             metrics=metrics,
         )
-        tokens = Tokens(keys, clock)
+        tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock)
+        mail = Mail(db, settings, metrics)
+        proofs = Proofs(mail, settings, keys.derive("verification-codes"))
+        factors = Factors(keys.derive("second-factors"), clock)
+        sessions = Sessions(db, tokens, passwords, settings.auth, clock, factors=factors)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -129,7 +149,12 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             plugins=plugins,
             tokens=tokens,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, settings.auth),
+            accounts=Accounts(db, passwords, sessions, proofs),
+            signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
+            verification=Verification(db, sessions, proofs, clock),
+            recovery=Recovery(db, passwords, sessions, proofs, clock),
+            api_tokens=ApiTokens(db, sessions, settings.auth, clock),
+            second_factors=SecondFactors(db, factors, sessions, passwords, settings.auth),
             projects=Projects(db),
             tickets=Tickets(
                 db,
@@ -139,6 +164,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             ),
             journal=Journal(db),
             jobs=jobs,
+            mail=mail,
+            notices=Notices(db, mail, settings),
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             upload_dir=settings.storage.local.upload_dir,
@@ -146,6 +173,9 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        if settings.mail.plugin is not None:
+            mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
+        await stack.enter_async_context(opened_rules(desk))
         await _open_work(desk)
         yield desk
 
@@ -175,15 +205,26 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
         ),
     )
     desk.inventory = Inventory(desk.db, storage, settings, desk.metrics)
+    panel = Engines(engines, desk.clock, retry_seconds=settings.scanner.retry_seconds)
     desk.scans = Scans(
         desk.db,
         storage,
-        engines,
+        panel,
         settings=settings.scanner,
-        spool=spool,
+        spool=Spool(spool),
         # What only an engine can unpack passes the walk when there is such an engine.
         limits=archives.Limits(opaque=any(engine.unpacks for engine in engines.values())),
+        allowed_types=settings.storage.allowed_types,
         clock=desk.clock,
+        metrics=desk.metrics,
+    )
+    desk.rescans = Rescans(
+        desk.db,
+        storage,
+        desk.scans,
+        panel,
+        settings=settings.scanner,
+        spool=Spool(spool),
         metrics=desk.metrics,
     )
 
@@ -192,12 +233,20 @@ async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(desk.backups.schedule())
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
+    desk.jobs.register(*desk.rescans.jobs())
+    desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
+    desk.schedules.register(desk.mail.schedule())
+    desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
+    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure]
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():
         desk.schedules.register(*schedules)
     # From here on, whoever records an event queues what follows from it: commands as well.
-    desk.db.jobs_of = desk.jobs.of_events
+    desk.db.jobs_of = lambda new: [
+        *desk.jobs.of_events(new),
+        *desk.automation.of_events(new),
+    ]
 
 
 async def _chosen_storage(desk: Desk) -> Storage:
@@ -330,7 +379,7 @@ def supervisor_of(desk: Desk) -> Supervisor:
 
 
 def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervisor:
-    settings, scans = desk.settings, desk.scans
+    settings = desk.settings
     supervisor = supervisor_of(desk)
     if embedded is not None:
         supervisor.add(EmbeddedDatabase(embedded))
@@ -342,11 +391,13 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))
+    supervisor.add(Identity(desk.tokens, desk.api_tokens))
     reactor = Reactor(desk)
     supervisor.add(reactor)
-    scanner = Scanner(scans, settings.scanner, max_file_size=settings.storage.max_file_size)
+    scanner, rescanner = scanners(desk)
     if settings.scanner.enabled:
         supervisor.add(scanner)
+        supervisor.add(rescanner)
 
     def publish(events: Sequence[Event]) -> None:
         for event in events:
@@ -358,6 +409,15 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     desk.db.job_listeners.append(worker.wake)
     desk.runtime = Health(desk, supervisor)
     return supervisor
+
+
+def scanners(desk: Desk) -> tuple[Scanner, Rescanner]:
+    """Return the two that scan: what waits, and again what was clean."""
+    settings, most = desk.settings.scanner, desk.settings.storage.max_file_size
+    return (
+        Scanner(desk.scans, settings, max_file_size=most),
+        Rescanner(desk.rescans, desk.scans, settings, max_file_size=most),
+    )
 
 
 async def all_routes(desk: Desk) -> tuple[Route, ...]:

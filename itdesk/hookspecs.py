@@ -25,8 +25,10 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uuid import UUID
 
 import pluggy
 
@@ -151,6 +153,47 @@ class ScanEngine(Protocol):
         Raises `itdesk.errors.Unavailable` when the engine cannot be reached.
         """
 
+    async def signatures(self) -> str:
+        """Return the engine and its signature version; when it changes, files are scanned again.
+
+        Asked about once a minute. Raises `itdesk.errors.Unavailable` when the engine cannot be
+        reached.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A mail to one address, with the same content and Message-ID at every attempt.
+
+    Mails of one `thread` belong together: it is what their In-Reply-To and References name.
+    """
+
+    id: UUID
+    message_id: str
+    to_address: str
+    subject: str
+    text: str
+    html: str | None
+    thread: str | None
+    created_at: datetime
+
+
+@runtime_checkable
+class Mailer(Protocol):
+    """What sends the desk's mail; called from several jobs at a time."""
+
+    name: str
+
+    async def deliver(self, mail: Outgoing) -> None:
+        """Return once somebody else has taken the mail over.
+
+        Raises GiveUp when this mail can never be delivered, RetryLater when it may be later, and
+        `itdesk.errors.Unavailable` when none can be sent now: that is waited for without end.
+        """
+
+    async def check(self) -> str:
+        """Do all but send a mail and return what was found; a DeskError says what to mend."""
+
 
 class RetryLater(Exception):
     """A job could not be done yet: try it again after so many seconds, and no sooner.
@@ -173,6 +216,10 @@ def _no_key(event: Event) -> str | None:
     return None
 
 
+def _always(event: Event) -> bool:
+    return True
+
+
 def _about(event: Event) -> Mapping[str, Any]:
     ticket_id = None if event.ticket_id is None else str(event.ticket_id)
     return {"type": event.type, "ticket_id": ticket_id, "ticket_version": event.ticket_version}
@@ -182,11 +229,12 @@ def _about(event: Event) -> Mapping[str, Any]:
 class JobType:
     """A kind of work that must happen, once its cause was committed, whatever crashes meanwhile.
 
-    Every event of the types `on_events` queues one job in the event's own transaction, with what
-    `args`, `lane` and `dedupe` make of it: quickly, without effects and without waiting. Jobs of
-    one lane run one at a time and in order, a failed attempt holding up those behind it. A job is
-    left out when one with the same dedupe key is unfinished: the key must name the very work, with
-    what it is about as of now (a version, an event), or newer work is lost behind older.
+    Every event of the types `on_events`, if `when` is true of it, queues one job in the event's own
+    transaction, with what `args`, `lane` and `dedupe` make of it: quickly, without effects and
+    without waiting. Jobs of one lane run one at a time and in order, a failed attempt holding up
+    those behind it. A job is left out when one with the same dedupe key is unfinished: the key must
+    name the very work, with what it is about as of now (a version, an event), or newer work is lost
+    behind older.
 
     `handle` is run at least once: a process may die right after it. What it does in
     `async with job.transaction()` happens once exactly, together with the end of the job; what it
@@ -204,6 +252,7 @@ class JobType:
     timeout_seconds: float = 60.0
     on_events: tuple[str, ...] = ()
     outbound: bool = True
+    when: Callable[[Event], bool] = _always
     lane: Callable[[Event], str | None] = _no_key
     args: Callable[[Event], Mapping[str, Any]] = _about
     dedupe: Callable[[Event], str | None] = _no_key
@@ -249,6 +298,11 @@ def itdesk_storage(desk: "Desk") -> Storage | None:
 @hookspec
 def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
     """Return the virus scanner that this plugin provides; all engines must agree on CLEAN."""
+
+
+@hookspec
+def itdesk_mailer(desk: "Desk") -> Mailer | None:
+    """Return what sends mail; of several the one of the plugin that `mail.plugin` names does."""
 
 
 @hookspec

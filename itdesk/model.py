@@ -42,6 +42,25 @@ class Role(StrEnum):
 _ROLE_RANK = {role: rank for rank, role in enumerate(Role)}
 
 
+class Grant(StrEnum):
+    """How much of its owner's rights an API token has; each includes the ones before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def includes(self, other: "Grant") -> bool:
+        """Return whether what needs the other may be done with this one."""
+        return _GRANT_RANK[self] >= _GRANT_RANK[other]
+
+    def cap(self, role: Role) -> Role:
+        """Return what is left of its owner's role: only the widest leaves an administrator one."""
+        return Role.MANAGER if role is Role.ADMIN and self is not Grant.ADMIN else role
+
+
+_GRANT_RANK = {grant: rank for rank, grant in enumerate(Grant)}
+
+
 class Status(StrEnum):
     """Where a ticket is in its life."""
 
@@ -93,6 +112,7 @@ class ScanReason(StrEnum):
     MISSING = "missing"
     CHANGED = "changed"
     UNREADABLE = "unreadable"
+    TYPE = "type"
 
 
 class Source(StrEnum):
@@ -105,6 +125,39 @@ class Source(StrEnum):
     CLI = "cli"
     AI = "ai"
     SYSTEM = "system"
+
+
+class MailKind(StrEnum):
+    """What a mail is for; all but notifications carry something that only its reader may have."""
+
+    VERIFICATION = "verification"
+    WELCOME = "welcome"
+    PASSWORD_RESET = "password_reset"
+    NOTIFICATION = "notification"
+
+    @property
+    def secret(self) -> bool:
+        """Return whether its body is to be gone once it was sent, and shown to nobody."""
+        return self is not MailKind.NOTIFICATION
+
+
+class MailStatus(StrEnum):
+    """What became of a mail; `skipped` ones were written while no plugin could send them."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Topic(StrEnum):
+    """What of a ticket people are told by mail, each on or off for each of them."""
+
+    TICKET_CREATED = "ticket_created"
+    TICKET_ASSIGNED = "ticket_assigned"
+    STATUS_CHANGED = "status_changed"
+    COMMENT_ADDED = "comment_added"
+    FILE_RECALLED = "file_recalled"
 
 
 TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
@@ -134,7 +187,11 @@ PRIORITY_ALIASES: Mapping[str, Priority] = {"med": Priority.MEDIUM}
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks for something, and from where."""
+    """Who asks for something, and from where.
+
+    `session_id` is the session, or the API token, that vouches for it; `grant` is what that token
+    may do, None in a session. Who `must_enrol` may do no more than set up their second factor.
+    """
 
     user_id: UUID | None
     name: str
@@ -144,6 +201,8 @@ class Caller:
     session_id: UUID | None = None
     request_id: str | None = None
     cause_id: UUID | None = None
+    grant: Grant | None = None
+    must_enrol: bool = False
 
     def has(self, role: Role) -> bool:
         """Return whether the caller holds this role or a higher one."""
@@ -184,6 +243,29 @@ class User:
     is_verified: bool
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """A token for scripts, without its secret; the last use is at most a minute late."""
+
+    id: UUID
+    name: str
+    scope: Grant
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_ip: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactor:
+    """Whether a code is asked for beside the password, and what there is instead of one."""
+
+    enabled: bool
+    required: bool
+    confirmed_at: datetime | None
+    recovery_codes_left: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +438,35 @@ class Unseen:
     body: str | None
     old_status: str | None
     new_status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """A mail as operators see it; what it says stays unseen, for it may hold a way in."""
+
+    id: UUID
+    to_address: str
+    subject: str
+    kind: MailKind
+    status: MailStatus
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime | None
+    message_id: str | None
+    ticket_id: UUID | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationSettings:
+    """Which mails about tickets somebody wants."""
+
+    ticket_created: bool
+    ticket_assigned: bool
+    status_changed: bool
+    comment_added: bool
+    file_recalled: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from itdesk.desk import Desk
 
 REPLY_LIMIT: Final = 4096
-VERSION_SECONDS: Final = 300.0  # freshclam changes it while clamd runs
 _OK = re.compile(rb"stream: OK[\0\n]")
 _FOUND = re.compile(rb"stream: ([^\x00-\x1f\x7f]+) FOUND[\0\n]")
 _TOO_LONG = re.compile(rb"INSTREAM size limit exceeded\. ERROR[\0\n]")
@@ -48,6 +47,9 @@ class ClamavSettings(BaseModel):
         description="what clamd must scan whole; at least storage.max_file_size",
     )
     probe_seconds: float = Field(60.0, gt=0, description="how long one probe sample may take")
+    version_seconds: float = Field(
+        60.0, gt=0, description="how long clamd's version is remembered; freshclam changes it"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,15 @@ class Engine:
         self._weak = problems
         return problems
 
+    async def signatures(self) -> str:
+        """Return clamd's version and that of its signatures."""
+        try:
+            async with asyncio.timeout(self._settings.probe_seconds):
+                await self._refresh_version()
+        except TimeoutError as exc:
+            raise Unavailable(f"clamd at {self._client} does not answer in time.") from exc
+        return self._signed
+
     async def _passes(self, sample: clamav_probe.Sample) -> bool:
         with tempfile.TemporaryFile() as file:
             await asyncio.to_thread(sample.write, file)
@@ -307,7 +318,7 @@ class Engine:
         now = asyncio.get_running_loop().time()
         if now >= self._version_until:
             self._version = await self._client.version()
-            self._version_until = now + VERSION_SECONDS
+            self._version_until = now + self._settings.version_seconds
 
     def _judge(self, reply: Reply, size: int) -> Verdict:
         self._trouble = ""

@@ -156,6 +156,12 @@ class Engine:
                     return [self._trouble]
         return []
 
+    async def signatures(self) -> str:
+        """Return the engine with what its rules hash to."""
+        async with self._turn:
+            await self._ready()
+        return self._signed
+
     async def close(self) -> None:
         """End the worker."""
         worker, self._worker = self._worker, None

@@ -1,6 +1,7 @@
 """What operators type: the commands by hand, as a script, and with the mistakes people make."""
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -18,9 +19,11 @@ import orjson
 import pytest
 
 from itdesk.store.migrations import Migrations
+from tests.support import samples
 from tests.support.clamd import Clamd
 from tests.support.daemon import PASSWORD, SMALL_FILES, Daemon, Live, Person, live_on, started
 from tests.support.postgres import Server
+from tests.support.stream import following
 
 Done = CompletedProcess[str]
 NewDaemon = Callable[..., Daemon]
@@ -376,13 +379,13 @@ async def test_files_are_scanned_beside_the_daemon(pg_server: Server, clamd: Cla
             subprocess.run, [*program, "--once"], env=environ, cwd="/", capture_output=True,
             text=True, timeout=60, check=False,
         )  # fmt: skip
-        assert (done.returncode, done.stdout) == (0, ""), done
+        assert (done.returncode, done.stdout) == (0, "scanned 25: 25 CLEAN\n"), done
         assert sorted(_scanned(done.stderr)) == sorted((id, "CLEAN") for id in ids)
         for id in ids:
             assert (await alice.get(f"/attachments/{id}/content")).status == 200
 
         idle = await _run(live.daemon, "scan", "--once")
-        assert (idle.returncode, _scanned(idle.stderr)) == (0, [])
+        assert (idle.returncode, idle.stdout, _scanned(idle.stderr)) == (0, "scanned 0\n", [])
 
         log = live.daemon.state_dir / "scan.log"
         with log.open("wb") as output:
@@ -413,6 +416,53 @@ async def test_scan_says_when_nothing_can_be_scanned(pg_server: Server, live: Li
     assert (done.returncode, done.stdout) == (1, "")
     spoken = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert spoken == ["nothing could be scanned; `itdesk doctor` says why"]
+
+
+async def test_scan_again_recalls_and_lets_failed_files_have_another_try(
+    pg_server: Server,
+) -> None:
+    """X28, C12: `scan --rescan` beside the daemon: what it says, what it changes, how it ends."""
+    with Clamd() as clamd:
+        env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES}
+        async with started(pg_server, **env) as live:
+            alice = await live.person()
+            ticket = (await alice.ticket())["key"]
+            kept, bad = b"harmless words", b"condemned later"
+            ids = []
+            for content in (kept, bad):
+                ids.append((await alice.upload(ticket, content)).expect(201)["id"])
+                assert (await alice.scanned(ids[-1]))["scanned_status"] == "CLEAN"
+                assert (await alice.get(f"/attachments/{ids[-1]}/content")).raw == content
+            sealed = (await alice.upload(ticket, samples.encrypted_zip(b"x"), "a.zip")).expect(201)
+            assert (await alice.scanned(sealed["id"]))["scan_reason"] == "encrypted"
+            line = f"{hashlib.sha256(bad).hexdigest()}:{len(bad)}:Late\n"
+            clamd.socket.with_name("db").joinpath("late.hsb").write_text(line)
+            clamd.restart()
+            async with following(live.admin) as stream:
+                done = await _run(live.daemon, "scan", "--rescan", "--since", "1h")
+                assert done.returncode == 0, done
+                said = done.stdout.splitlines()
+                assert said[0] == "to be scanned anew: 1"
+                assert said[1] in ("scanned 1: 1 FAILED", "scanned 0")  # the daemon may be faster
+                assert said[2] == f"recalled {ids[1]} Late.UNOFFICIAL"
+                assert said[3] == "scanned again 2: 1 clean, 1 recalled"
+                told = await stream.until("attachment.recalled")
+                assert told["data"]["details"]["attachment_id"] == ids[1]
+                assert "downloaded_by" not in told["data"]["details"]
+            refused = await alice.get(f"/attachments/{ids[1]}/content")
+            refused.refused(403, "E_ATTACHMENT_INFECTED")
+            assert (await alice.get(f"/attachments/{ids[0]}/content")).raw == kept
+            recalls = (await live.admin.get("/events?type=attachment.recalled")).expect(200)
+            assert [e["data"]["downloaded_by"] for e in recalls] == [[alice.id]]
+            actions = (await alice.get(f"/tickets/{ticket}/history")).expect(200)
+            assert "attachment_recalled" in [line["action"] for line in actions]
+            again = await _run(live.daemon, "scan", "--rescan", "--infected")
+            assert again.stdout.splitlines()[0] == "to be scanned anew: 2"
+            wrong = await _run(live.daemon, "scan", "--rescan", "--since", "soon")
+            assert wrong.returncode == 2 and "write 2026-11-01" in wrong.stderr
+            clamd.stop()
+            away = await _run(live.daemon, "scan", "--rescan")
+            assert (away.returncode, away.stdout) == (1, "")
 
 
 async def test_what_is_in_the_way_is_named(new_daemon: NewDaemon) -> None:

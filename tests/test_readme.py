@@ -20,7 +20,8 @@ def _blocks(heading: str, language: str) -> list[str]:
 def test_the_api_examples_work_as_written(live: Live, tmp_path: Path) -> None:
     """Every curl line of the README, in order, in one shell; the first failure ends it."""
     lines = [*_blocks("The API by example", "sh"), *_blocks("Large files", "sh")]
-    assert len(lines) == 2
+    lines += _blocks("Scripts", "sh")
+    assert len(lines) == 3
     bin_dir = Path(sys.executable).parent
     env = {
         **live.daemon.environ(),

@@ -1,6 +1,7 @@
 """The scanner: keeps the quarantine empty."""
 
 import asyncio
+from collections import Counter
 
 from itdesk.config import Scanner as ScannerSettings
 from itdesk.desk.scans import Scans
@@ -20,6 +21,7 @@ class Scanner(Actor):
         self._scans = scans
         self._settings = settings
         self._left = 0
+        self.results: Counter[str] = Counter()
 
     async def handle(self, message: object) -> None:
         """Scan up to a batch of files, several at once, and come back for the rest."""
@@ -43,8 +45,11 @@ class Scanner(Actor):
                 self._left += 1
                 return
             try:
-                await self._scans.scan(claims[0])
+                outcome = await self._scans.scan(claims[0])
             except asyncio.CancelledError:
                 await asyncio.shield(self._scans.release(claims[0]))
                 raise
+            # A reserved file that did not arrive yet is none that waits for us.
+            if outcome.status is not None or outcome.reason is not None:
+                self.results[outcome.status or "waits"] += 1
             self.progress()

@@ -10,6 +10,7 @@ from itdesk.api.fields import Email, Name, NewPassword, Secret
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Body, Call, Reply, Route, Who, created
 from itdesk.desk.sessions import SignedIn
+from itdesk.desk.signups import SignedUp
 from itdesk.errors import Unauthenticated
 from itdesk.model import User
 
@@ -36,6 +37,9 @@ class Credentials(Body):
 
     email: Address
     password: Secret
+    totp: Secret | None = Field(
+        None, description="Code or recovery code of the second factor, for who has one."
+    )
 
 
 class Renewal(Body):
@@ -52,10 +56,18 @@ class OptionalRenewal(Body):
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A new account and what to do next."""
+    """A new account and what to do next; what was mailed is shown to developers only."""
 
     message: str
     user: User
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredInDevelopment(Registered):
+    """The same, with what the mail holds."""
+
+    verification_token: str
+    verification_code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +80,13 @@ class Message:
 async def register(call: Call) -> Reply:
     """Open an account for oneself."""
     new = call.body
-    user = await call.desk.accounts.register(new.email, new.password, new.name, role=new.role)
-    return created(Registered("Welcome. You can sign in now.", user), f"/api/v1/users/{user.id}")
+    made = await call.desk.signups.register(new.email, new.password, new.name, role=new.role)
+    return created(_registered(call, made), f"/api/v1/users/{made.user.id}")
 
 
 async def login(call: Call) -> Reply:
     """Sign in by address and password; the tokens come as cookies as well."""
-    return _with_cookies(call, await _login(call))
+    return with_cookies(call, await _login(call))
 
 
 async def token(call: Call) -> Reply:
@@ -86,7 +98,7 @@ async def refresh(call: Call) -> Reply:
     """Exchange the refresh token of the body, or else of the cookie, for a new pair."""
     given = _given(call)
     signed = await _refresh(call, given or _cookie(call, _refresh_name(call)))
-    return Reply(signed) if given else _with_cookies(call, signed)
+    return Reply(signed) if given else with_cookies(call, signed)
 
 
 async def token_refresh(call: Call) -> Reply:
@@ -107,9 +119,22 @@ async def me(call: Call) -> Reply:
     return Reply(await call.desk.accounts.get(call.caller, str(call.caller.user_id)))
 
 
+def _registered(call: Call, made: SignedUp) -> Registered:
+    settings, message = call.desk.settings, "Welcome. You can sign in now."
+    if settings.auth.require_verified_email:
+        message = "Confirm your address: open the link, or enter the code, that we mailed to it."
+    if settings.server.env != "development":
+        return Registered(message, made.user)
+    return RegisteredInDevelopment(message, made.user, made.proof.token, made.proof.code)
+
+
 async def _login(call: Call) -> SignedIn:
     return await call.desk.sessions.login(
-        call.body.email, call.body.password, address=call.address, user_agent=_agent(call)
+        call.body.email,
+        call.body.password,
+        code=call.body.totp,
+        address=call.address,
+        user_agent=agent(call),
     )
 
 
@@ -117,11 +142,12 @@ async def _refresh(call: Call, refresh_token: str | None) -> SignedIn:
     if refresh_token is None:
         raise Unauthenticated("Send the refresh token in the body or as a cookie.")
     return await call.desk.sessions.refresh(
-        refresh_token, address=call.address, user_agent=_agent(call)
+        refresh_token, address=call.address, user_agent=agent(call)
     )
 
 
-def _agent(call: Call) -> str:
+def agent(call: Call) -> str:
+    """Return what the client calls itself."""
     return call.request.headers.get("User-Agent", "")
 
 
@@ -153,15 +179,20 @@ def _refresh_name(call: Call) -> str:
     return call.desk.settings.auth.refresh_cookie_name
 
 
-def _with_cookies(call: Call, signed: SignedIn) -> Reply:
-    cookies = _cookies(
+def with_cookies(call: Call, signed: SignedIn) -> Reply:
+    """Answer the tokens of a session, as cookies as well."""
+    return Reply(signed, 200, session_cookies(call, signed))
+
+
+def session_cookies(call: Call, signed: SignedIn) -> CIMultiDict[str]:
+    """Return the headers that give a browser its session."""
+    return _cookies(
         call,
         signed.access_token,
         signed.expires_in,
         signed.refresh_token,
         signed.refresh_expires_in,
     )
-    return Reply(signed, 200, cookies)
 
 
 def _cookies(
@@ -180,9 +211,16 @@ def _cookies(
     return headers
 
 
+# Of whatever signs somebody in, and of whatever else asks for a code.
+SECOND_FACTOR_ERRORS = {
+    "E_AUTH_SECOND_FACTOR_REQUIRED": 401,
+    "E_AUTH_SECOND_FACTOR_INVALID": 401,
+    "E_RATE_LIMITED": 429,
+}
 _LOGIN_ERRORS = {
     "E_AUTH_INVALID_CREDENTIALS": 401,
     "E_AUTH_EMAIL_NOT_VERIFIED": 403,
+    **SECOND_FACTOR_ERRORS,
     "E_BUSY": 503,
 }
 _REFRESH_ERRORS = {
@@ -205,7 +243,7 @@ ROUTES: list[Route] = [
         "/auth/register",
         register,
         Registration,
-        response=Registered,
+        response=RegisteredInDevelopment | Registered,
         status=201,
         errors={
             "E_AUTH_INSUFFICIENT_PERMISSIONS": 403,
@@ -250,5 +288,6 @@ ROUTES: list[Route] = [
         who=Who.USER,
         tag="auth",
         response=User,
+        enrolling=True,
     ),
 ]

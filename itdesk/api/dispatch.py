@@ -29,6 +29,7 @@ from itdesk.api.exchange import (
 from itdesk.api.matching import Router
 from itdesk.api.openapi import DOCUMENT, Document
 from itdesk.api.origin import Origins, Peer, offered_token
+from itdesk.api.proofs import check_proof
 from itdesk.api.route import Call, Reply, Route, Who
 from itdesk.errors import (
     BadRequest,
@@ -268,7 +269,12 @@ class Dispatcher:
             known.session_id,
             exchange.request_id,
             known.cause_id,
+            known.grant,
+            known.must_enrol,
         )
+        check_proof(route, caller)
+        if caller.grant is not None and caller.session_id is not None:
+            self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)
         caller.require(least)
         return caller
 

@@ -8,7 +8,7 @@ the end of the conversation.
 import asyncio
 import math
 import socket
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
@@ -239,13 +239,16 @@ class Conversation:
         try:
             # A storm comes in one by one: the database is there for the requests as well.
             async with self._hub.signing_in:
-                caller = await self._desk.sessions.authenticate(token)
-            expires = self._desk.tokens.verify(token).exp
+                caller, expires_at = await self._desk.sessions.admit(token)
         except ExpiredToken:
             raise Over(Goodbye.EXPIRED) from None
         except Unauthenticated:
             raise Over(Goodbye.TOKEN) from None
-        return caller, datetime.fromtimestamp(expires, UTC)
+        if caller.must_enrol:
+            raise Over(Goodbye.FACTOR)
+        if caller.grant is not None and caller.session_id is not None:
+            self._desk.api_tokens.note_use(caller.session_id, self._call.address)
+        return caller, expires_at
 
     # --- listening ---
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -71,8 +72,8 @@ def walk(
     `on_member` gets each inflated member, nested archives too, as a file that is gone when it
     returns; what it raises ends the walk and reaches the caller.
     """
-    with tempfile.TemporaryDirectory(prefix="itdesk-walk-") as folder:
-        walker = _Walker(limits or Limits(), time.monotonic() + seconds, on_member, Path(folder))
+    with ExitStack() as stack:
+        walker = _Walker(limits or Limits(), time.monotonic() + seconds, on_member, stack)
         try:
             if path.stat().st_size == 0:
                 raise Stop(ScanReason.UNREADABLE, "the file is empty")
@@ -88,12 +89,13 @@ class _Walker:
         limits: Limits,
         end: float,
         on_member: Callable[[Path], None] | None,
-        folder: Path,
+        stack: ExitStack,
     ) -> None:
         self._limits = limits
         self._end = end
         self._on_member = on_member
-        self._folder = folder
+        self._stack = stack
+        self._folder: Path | None = None
         self._members = 0
         self._total = 0
 
@@ -176,6 +178,10 @@ class _Walker:
         if self._members > self._limits.members:
             raise Stop(ScanReason.LIMITS, f"more than {self._limits.members} members")
         self._check_time()
+        if self._folder is None:
+            # Most files are no archives: they need no place for members.
+            made = tempfile.TemporaryDirectory(prefix="itdesk-walk-")
+            self._folder = Path(self._stack.enter_context(made))
         path = self._folder / f"{self._members}"
         try:
             crc = self._spool(pieces, window, path)

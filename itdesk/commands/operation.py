@@ -1,4 +1,4 @@
-"""Running the desk: serve, set up, check, scan."""
+"""Running the desk: serve, set up, check."""
 
 import os
 import sys
@@ -11,17 +11,15 @@ import click
 import orjson
 
 from itdesk import daemon
-from itdesk.actors.scanner import Scanner
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
 from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
 from itdesk.desk import doctor as doctors
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.errors import ConfigError
 from itdesk.runtime import log, systemd
-from itdesk.runtime.actor import TICK
 from itdesk_plugins.clamav import ClamavSettings
 
 
@@ -99,7 +97,7 @@ def _make_key(settings: Settings) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Keys.load_or_create(path, algorithm=settings.auth.jwt_algorithm)
+            KeyFile(path, settings.auth.jwt_algorithm).load_or_create()
         except ConfigError as exc:
             sys.exit(fail(exc))
 
@@ -110,33 +108,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise click.ClickException(f"{path} cannot be written: {exc.strerror}.") from exc
-
-
-@click.command()
-@click.option("--once", is_flag=True, help="Scan what waits now, then end.")
-@click.pass_obj
-def scan(context: Context, once: bool) -> None:
-    """Scan attachments that wait, beside the daemon or without it."""
-    settings = context.settings()
-    log.set_level(settings.log.level)
-
-    async def work() -> None:
-        async with context.desk(settings) as desk:
-            limit = settings.storage.max_file_size
-            scanner = Scanner(desk.scans, settings.scanner, max_file_size=limit)
-            if once:
-                scanner.tell(TICK)
-                while len(scanner.mailbox):
-                    await scanner.step()
-            else:
-                supervisor = daemon.supervisor_of(desk)
-                supervisor.add(scanner)
-                await supervisor.run(daemon.signals()[0])
-            if desk.scans.problems:
-                click.echo("nothing could be scanned; `itdesk doctor` says why", err=True)
-                sys.exit(FAILURE)
-
-    run(work())
 
 
 @click.group()
@@ -231,4 +202,4 @@ def _shown(settings: Settings, *, as_json: bool) -> str:
     return show(settings, json=as_json, plugin_models={"clamav": ClamavSettings})
 
 
-COMMANDS: list[click.Command] = [serve, init, scan, config, doctor, routes]
+COMMANDS: list[click.Command] = [serve, init, config, doctor, routes]

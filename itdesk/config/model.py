@@ -24,6 +24,7 @@ from itdesk.config.fields import (
     SecondsOrOff,
     SigningSecret,
 )
+from itdesk.model import Role
 
 Key = tuple[str, ...]
 
@@ -82,6 +83,15 @@ class Server(Section):
     request_seconds: Seconds = 30
     max_body: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
 
+    @property
+    def link_base(self) -> str:
+        """Return what links in mails start with: the frontend, or this daemon without one."""
+        base = self.frontend_base_url
+        # As it is in the file that `itdesk init` writes, it names no frontend of anybody's.
+        if self.public_url and base == type(self).model_fields["frontend_base_url"].default:
+            base = self.public_url
+        return base.rstrip("/")
+
 
 class Log(Section):
     level: LogLevel = "INFO"
@@ -114,12 +124,18 @@ class Auth(Section):
     refresh_cookie_name: CookieName = "itdesk_refresh"
     password_reset_token_expire_hours: Annotated[int, Field(ge=1, le=168)] = 2
     verification_token_expire_hours: Annotated[int, Field(ge=1, le=720)] = 24
+    invitation_expire_hours: Annotated[int, Field(ge=1, le=720)] = 72
     require_verified_email: bool | None = None
     allow_registration: bool = True
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 8
     refresh_grace_seconds: SecondsOrOff = 10
     session_refresh_seconds: Seconds = 2
+    api_token_expire_days: Annotated[int, Field(ge=1, le=366)] = 90
+    api_tokens_without_end: bool = False
+    totp_required_roles: tuple[Role, ...] = ()
+    totp_issuer: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")] = "itdesk"
+    challenge_seconds: Seconds = 300
 
 
 class LocalStorage(Section):
@@ -146,6 +162,10 @@ class Scanner(Section):
     upload_grace_seconds: Seconds = 900
     batch: Annotated[int, Field(ge=1, le=1000)] = 20
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    rescan_days: Annotated[int, Field(ge=0, le=3650)] = 14
+    rescan_seconds: Seconds = 60
+    rescan_batch: Annotated[int, Field(ge=1, le=10_000)] = 100
+    rescan_settle_seconds: SecondsOrOff = 900
 
 
 class Jobs(Section):
@@ -161,6 +181,13 @@ class Scheduler(Section):
     token_cleanup_seconds: SecondsOrOff = 3600
     storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
+    workflow_seconds: SecondsOrOff = 60
+
+
+class Workflows(Section):
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    webhook_seconds: Seconds = 10
+    target_networks: tuple[IPvAnyNetwork, ...] = ()
 
 
 class Backup(Section):
@@ -174,13 +201,21 @@ Days = Annotated[int, Field(ge=0, le=36_500)]
 
 class Retention(Section):
     mail_bodies_days: Days = 0
-    workflow_runs_days: Days = 0
     audit_days: Days = 0
     closed_attachments_days: Days = 0
 
 
 class Mail(Section):
     plugin: str | None = None
+    desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
+    templates_dir: Path | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    retry_seconds: Seconds = 10
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 24
+    notify_new_tickets: bool = True
+    burst: Annotated[int, Field(ge=1, le=10_000)] = 10
+    digest_seconds: Seconds = 60
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
 
 
 class Ai(Section):
@@ -244,6 +279,7 @@ class Settings(Section):
     scheduler: Scheduler = Scheduler()
     backup: Backup = Backup()
     retention: Retention = Retention()
+    workflows: Workflows = Workflows()
     mail: Mail = Mail()
     ai: Ai = Ai()
     tickets: Tickets = Tickets()

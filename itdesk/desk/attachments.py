@@ -12,14 +12,15 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from itdesk.desk.filenames import accepted_type, require_harmless_start, shown_name
+from itdesk.desk import contents
+from itdesk.desk.filenames import accepted_type, shown_name
 from itdesk.desk.serving import scanned_bytes
-from itdesk.desk.tokens import UrlSigner
+from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, NotFound, TooLarge
 from itdesk.hookspecs import Storage
 from itdesk.model import Attachment, Caller, Event, Role, ScanStatus, new_id
 from itdesk.runtime.log import get_logger
-from itdesk.store import attachments, tickets
+from itdesk.store import attachments, downloads, tickets
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
 
@@ -200,14 +201,17 @@ class Attachments:
             ticket = await tickets.find(conn, ticket_ref, scope=caller.scope)
         file_id = new_id()
         key = f"tickets/{ticket.id}/{file_id}"
+        sniffed = contents.Sniffed(name, kind, self._rules.allowed_types)
         try:
             stored = await self._storage.write(
-                quarantine_key(key), self._harmless(chunks), limit=self._rules.max_file_size
+                quarantine_key(key), sniffed.through(chunks), limit=self._rules.max_file_size
             )
         except TooLarge:
             self.require_size(self._rules.max_file_size + 1)
             raise
-        stashed = Stashed(file_id, ticket.id, key, name, kind, stored.size, stored.sha256 or "")
+        stashed = Stashed(
+            file_id, ticket.id, key, name, sniffed.mime, stored.size, stored.sha256 or ""
+        )
         if stored.size == 0:
             await self.drop(stashed)
             raise Invalid.field("file", "is empty: there is nothing to attach")
@@ -260,7 +264,7 @@ class Attachments:
             found = await attachments.get(conn, attachment_id, scope=caller.scope)
             if found.ticket_id != ticket.id:
                 raise NotFound.of("attachment")
-            key = await _clean_key(conn, found)
+            key = await _clean_key(conn, found, caller.user_id)
         seconds = self._rules.download_seconds
         signed = self._storage.presign_get(
             key, filename=found.original_filename, mime=found.mime, expires_in=seconds
@@ -276,7 +280,7 @@ class Attachments:
         """Return a clean file's bytes; refuse any other, by what the scan said of it."""
         async with self._db.connection() as conn:
             found = await attachments.get(conn, attachment_id, scope=caller.scope)
-            key = await _clean_key(conn, found)
+            key = await _clean_key(conn, found, caller.user_id)
         return Content(found, await scanned_bytes(self._db, self._storage, found, key))
 
     async def open_link(self, link: str) -> Content:
@@ -284,7 +288,7 @@ class Attachments:
         file_id = UUID(self._open_link(link, "GET")["id"])
         async with self._db.connection() as conn:
             found = await _linked(conn, file_id)
-            key = await _clean_key(conn, found)
+            key = await _clean_key(conn, found, None)  # who got the link is noted already
         return Content(found, await scanned_bytes(self._db, self._storage, found, key))
 
     async def delete(self, caller: Caller, attachment_id: UUID) -> None:
@@ -366,14 +370,6 @@ class Attachments:
             raise Forbidden("This link is not valid.", code="E_STORAGE_URL_INVALID")
         return asked
 
-    async def _harmless(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        first = b""
-        async for chunk in chunks:
-            if len(first) < 4:
-                first += chunk[:4]
-                require_harmless_start(first, self._rules.allowed_types)
-            yield chunk
-
 
 @dataclass(frozen=True, slots=True)
 class Stashed:
@@ -403,7 +399,8 @@ def _require_awaited(kept: Attachment) -> None:
         )
 
 
-async def _clean_key(conn: Any, found: Attachment) -> str:
+async def _clean_key(conn: Any, found: Attachment, reader: UUID | None) -> str:
+    """Return where a clean file's bytes are, once it is noted who gets them."""
     if found.scanned_status is ScanStatus.INFECTED:
         raise Forbidden(
             "The virus scan found something in this file; it is not given out.",
@@ -416,7 +413,7 @@ async def _clean_key(conn: Any, found: Attachment) -> str:
             code="E_ATTACHMENT_SCAN_FAILED",
             details={"scan_reason": found.scan_reason},
         )
-    key = await attachments.clean_key(conn, found.id)
+    key = await downloads.note(conn, found.id, reader)
     if found.scanned_status is not ScanStatus.CLEAN or key is None:
         raise Conflict(
             "The file is still being scanned. Ask again in a few seconds.",

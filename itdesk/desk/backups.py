@@ -108,7 +108,8 @@ class Backups:
         self, run_id: UUID, directory: Path, with_secrets: bool, progress: Progress
     ) -> tuple[Path, Manifest]:
         began = self._clock.now()
-        name = f"{began:%Y-%m-%dT%H%M%SZ}-{run_id.hex[-6:]}"
+        moment = f"{began:%Y-%m-%dT%H%M%S}.{began.microsecond // 1000:03d}Z"
+        name = f"{moment}-{run_id.hex[-6:]}"
         with on_disk.unfinished(directory, name) as path:
             files, objects, lost = dict[str, Entry](), dict[str, Entry](), list[Lost]()
             async with _snapshot(self._db.url) as (conn, snapshot):

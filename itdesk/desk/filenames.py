@@ -16,17 +16,6 @@ _RUNNABLE = frozenset(
     " mst pif pl ps1 ps1xml ps2 psm1 py pyc rb reg rpm scf scr sct sh so sys vb vbe vbs vhd vhdx"
     " workflow ws wsc wsf wsh".split()
 )
-# Refused by its first bytes: Windows, Linux and macOS programs, and scripts that name a shell.
-_RUNNABLE_STARTS = (
-    b"MZ",
-    b"\x7fELF",
-    b"#!",
-    b"\xca\xfe\xba\xbe",
-    b"\xfe\xed\xfa\xce",
-    b"\xfe\xed\xfa\xcf",
-    b"\xce\xfa\xed\xfe",
-    b"\xcf\xfa\xed\xfe",
-)
 # Sent back under their own type; anything a browser could be tempted to run is sent as bytes.
 _PASSIVE = frozenset(
     {
@@ -68,14 +57,8 @@ def accepted_type(name: str, claimed: str | None, allowed: Collection[str]) -> s
     ending = name.rpartition(".")[2].lower()
     known = mime == UNKNOWN_TYPE or mime in allowed or f"{mime.partition('/')[0]}/*" in allowed
     if ending in _RUNNABLE or not known:
-        raise _refused(mime if not known else f".{ending}")
+        raise refused(mime if not known else f".{ending}")
     return mime
-
-
-def require_harmless_start(first: bytes, allowed: Collection[str]) -> None:
-    """Raise UnsupportedMedia when a file begins as a program does, unless all is accepted."""
-    if not {"*", "*/*"} & set(allowed) and first.startswith(_RUNNABLE_STARTS):
-        raise _refused("a program or script")
 
 
 def served_type(mime: str) -> str:
@@ -89,7 +72,8 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def _refused(what: str) -> UnsupportedMedia:
+def refused(what: str) -> UnsupportedMedia:
+    """Return the error that says what is not accepted here."""
     return UnsupportedMedia(
         f"Files of this kind are not accepted here: {what}.", code="E_FILE_TYPE_NOT_ALLOWED"
     )

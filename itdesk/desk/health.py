@@ -11,6 +11,9 @@ OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 # A storage is tried for real, but not for everybody who asks.
 _STORAGE_SECONDS = 10.0
 
+# Mail that is owed for longer is told: a server that greylists takes some minutes.
+LATE_MAIL_SECONDS = 900.0
+
 Check = tuple[str, str]
 
 
@@ -43,6 +46,7 @@ class Health:
             "storage": await self._storage_check(),
             "scanner": self._scanner_check(),
             "plugins": await self._plugins_check(),
+            "mail": await self._mail_check(),
             "actors": self._actors_check(),
             "backup": await self._backup_check(),
             "outbound": await self._outbound_check(),
@@ -96,6 +100,19 @@ class Health:
         if pause.files_at is None:
             return DEGRADED, "a restore was not finished: run `itdesk restore` once more"
         return DEGRADED, "restored from a backup: no mail or request goes out until `itdesk resume`"
+
+    async def _mail_check(self) -> Check:
+        """Mail that waits makes nobody else wait: it is told, not unavailable."""
+        try:
+            owed = await self._desk.mail.waiting()
+        except DeskError as exc:
+            return DEGRADED, exc.message
+        if owed.oldest_seconds < LATE_MAIL_SECONDS:
+            return OK, ""
+        return DEGRADED, (
+            f"{owed.count} mails wait, the oldest for {owed.oldest_seconds:.0f} s:"
+            " `itdesk doctor` tries the mail server, GET /api/v1/emails?status=queued says why"
+        )
 
     def _actors_check(self) -> Check:
         ailing = [

@@ -97,6 +97,14 @@ class Passwords:
             problems.append("is little more than your name, your address or this service's name")
         return problems
 
+    async def hash_new(self, password: str, *context: str, path: str = "password") -> str:
+        """Return what to store for a new password; Invalid with all that is wrong with it."""
+        problems = self.check_acceptable(password, context=context)
+        if problems:
+            fields = [{"path": path, "problem": problem} for problem in problems]
+            raise Invalid(f"The password {problems[0]}.", details={"fields": fields})
+        return await self.hash(password)
+
     def close(self) -> None:
         """Stop the threads; who still waits for one gets Unavailable."""
         self._closed = True

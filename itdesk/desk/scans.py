@@ -7,19 +7,19 @@ under the epoch of the claim: a scanner that was overtaken writes nothing and re
 """
 
 import asyncio
-import hashlib
-import os
-import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from itdesk import archives
 from itdesk.config import Scanner as ScannerSettings
+from itdesk.desk import contents
 from itdesk.desk.attachments import quarantine_key
-from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable
-from itdesk.hookspecs import ScanEngine, Storage, Verdict
+from itdesk.desk.engines import Engines
+from itdesk.desk.spool import Copy, Spool
+from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable, UnsupportedMedia
+from itdesk.hookspecs import Storage, Verdict
 from itdesk.model import SYSTEM, Caller, Event, ScanReason, ScanStatus
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
@@ -29,8 +29,6 @@ from itdesk.store.attachments import Claim
 from itdesk.store.db import Database
 
 log = get_logger("scanner")
-
-_CHUNK = 1 << 20
 
 
 class ClaimLost(Exception):
@@ -47,17 +45,8 @@ class Outcome:
     signature: str | None = None
     sha256: str | None = None
     clean_key: str | None = None
+    mime: str | None = None
     attempt: bool = True
-
-
-@dataclass(slots=True)
-class _Trust:
-    """Whether the engines may be believed now, and if not, why."""
-
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    proved: bool = False
-    reachable: bool = True
-    tried_at: float = float("-inf")
 
 
 class Scans:
@@ -67,22 +56,23 @@ class Scans:
         self,
         db: Database,
         storage: Storage,
-        engines: Mapping[str, ScanEngine],
+        engines: Engines,
         *,
         settings: ScannerSettings,
-        spool: Path,
+        spool: Spool,
         limits: archives.Limits,
+        allowed_types: Collection[str],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._db = db
         self._storage = storage
-        self._engines = dict(engines)
+        self._panel = engines
         self._settings = settings
         self._spool = spool
         self._limits = limits
+        self._allowed_types = allowed_types
         self._clock = clock
-        self._trust = _Trust()
         self._backlog = metrics.gauge("itdesk_scan_backlog", "Uploaded files that wait for a scan.")
         self._verdicts = metrics.counter(
             "itdesk_scan_verdicts_total", "Verdicts written, by what they say.", ["verdict"]
@@ -97,48 +87,26 @@ class Scans:
     @property
     def problems(self) -> dict[str, list[str]]:
         """Return, by engine, why nothing can be found clean now; empty when all is well."""
-        return dict(self._trust.problems)
+        return self._panel.problems
 
     @property
     def engines(self) -> list[str]:
         """Return the names of the engines that must agree."""
-        return list(self._engines)
+        return self._panel.names
 
     async def trusted(self) -> bool:
-        """Return whether every engine passed its probe; probe again when one had not.
-
-        An engine that cannot be reached is asked again at every call, one with weak settings
-        once in a while, because its probe is costly.
-        """
-        trust, now = self._trust, self._clock.monotonic()
-        if trust.proved:
+        """Return whether every engine may be believed; if not, the files that wait say so."""
+        if await self._panel.trusted():
             return True
-        if trust.reachable and now - trust.tried_at < self._settings.retry_seconds:
-            return False
-        trust.tried_at, trust.reachable, trust.problems = now, True, {}
-        if not self._engines:
-            trust.problems["scanner"] = ["no virus scan engine is configured"]
-        for name, engine in self._engines.items():
-            try:
-                weak = await engine.probe()
-            except Unavailable as exc:
-                trust.reachable, weak = False, [exc.message]
-            if weak:
-                trust.problems[name] = weak
-        trust.proved = not trust.problems
-        if trust.proved:
-            log.info("engines trusted", engines=sorted(self._engines))
-        else:
-            log.warning("nothing can be found clean", problems=trust.problems)
-            async with self._db.connection() as conn:
-                await attachments.note_engine_down(conn)
-        return trust.proved
+        async with self._db.connection() as conn:
+            await attachments.note_engine_down(conn)
+        return False
 
     async def claim(self, limit: int) -> list[Claim]:
         """Take up to so many files that wait for a scan."""
-        async with self._db.transaction() as tx:
+        async with self._db.connection() as conn:
             return await attachments.claim(
-                tx.conn,
+                conn,
                 limit=limit,
                 lease_seconds=self._settings.lease_seconds,
                 grace_seconds=self._settings.upload_grace_seconds,
@@ -156,7 +124,7 @@ class Scans:
         outcome = Outcome(None, attempt=False)
         lost = False
         try:
-            async with self._renewed(held):
+            async with self.holding(held):
                 outcome = await self._examine(held)
                 await self._write(held, outcome)
         except* ClaimLost:
@@ -185,7 +153,7 @@ class Scans:
             await attachments.release(conn, [held])
 
     @asynccontextmanager
-    async def _renewed(self, held: Claim) -> AsyncIterator[None]:
+    async def holding(self, held: Claim) -> AsyncIterator[None]:
         """Keep the lease alive while the body runs; raise ClaimLost when it was taken over."""
 
         async def renew() -> None:
@@ -209,34 +177,32 @@ class Scans:
             if held.overdue:
                 return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
             return Outcome(None, attempt=False)
-        async with self._spooled() as path:
-            try:
-                size, sha256 = await self._download(held, path)
-            except NotFound:
-                return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
-            except TooLarge:
-                return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
-            except Unavailable:
-                return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
-            except (OSError, StorageFull) as exc:
-                log.error("spool unusable", path=str(self._spool), problem=str(exc))
-                return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
-            if size != held.size or held.sha256 not in (None, sha256):
-                return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
-            outcome = await self._judge(held, path, size)
+        async with self._spool.lend() as path:
+            found = await self.fetch(held, path, quarantine_key(held.object_key))
+            if isinstance(found, Outcome):
+                return found
+            outcome = await self._first_look(held, path, found.head)
+            outcome = replace(outcome, sha256=found.sha256)
             if outcome.status is not ScanStatus.CLEAN:
                 return outcome
-            return await self._keep(held, path, size, sha256, outcome)
+            return await self._keep(held, path, found.sha256, outcome)
 
-    @asynccontextmanager
-    async def _spooled(self) -> AsyncIterator[Path]:
-        """Lend a private file; deleting a large one takes long, so the loop does not do it."""
-        file, name = await asyncio.to_thread(tempfile.mkstemp, dir=self._spool, prefix="scan-")
-        os.close(file)
+    async def fetch(self, held: Claim, path: Path, key: str) -> Copy | Outcome:
+        """Copy a stored file into a lent one, or return why it is not to be judged."""
         try:
-            yield Path(name)
-        finally:
-            await asyncio.to_thread(os.unlink, name)
+            copy = await self._spool.fill(path, self._storage.read(key), limit=held.size)
+        except NotFound:
+            return Outcome(ScanStatus.FAILED, reason=ScanReason.MISSING)
+        except TooLarge:
+            return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
+        except Unavailable:
+            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+        except (OSError, StorageFull) as exc:
+            log.error("spool unusable", path=str(self._spool.directory), problem=str(exc))
+            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
+        if copy.size != held.size or held.sha256 not in (None, copy.sha256):
+            return Outcome(ScanStatus.FAILED, reason=ScanReason.CHANGED)
+        return copy
 
     async def _has_arrived(self, held: Claim) -> bool:
         """Return whether a client uploaded a reserved file by itself; journal it if so."""
@@ -251,51 +217,25 @@ class Scans:
                 tx.record(_event(actor, "attachment.added", held, version, held.original_filename))
         return True
 
-    async def _download(self, held: Claim, path: Path) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
-
-        def take(chunk: bytes) -> None:
-            digest.update(chunk)
-            target.write(chunk)
-
-        # Neither truncated nor closed on the loop: on ext4 either lets close write the file out.
-        target = await asyncio.to_thread(path.open, "r+b", buffering=0)
+    async def _first_look(self, held: Claim, path: Path, head: bytes) -> Outcome:
+        """Refuse what may not be attached, whatever was claimed when its place was kept."""
         try:
-            async for chunk in self._storage.read(quarantine_key(held.object_key)):
-                size += len(chunk)
-                if size > held.size:
-                    raise TooLarge("The stored file is larger than it was declared.")
-                await asyncio.to_thread(take, chunk)
-        finally:
-            await asyncio.to_thread(target.close)
-        return size, digest.hexdigest()
+            mime = contents.media_type(held.original_filename, held.mime, head, self._allowed_types)
+        except UnsupportedMedia as exc:
+            log.info("file type refused", attachment=held.id, detail=exc.message)
+            return Outcome(ScanStatus.FAILED, engine="type check", reason=ScanReason.TYPE)
+        return replace(await self.judge(held, path), mime=mime)
 
-    async def _judge(self, held: Claim, path: Path, size: int) -> Outcome:
+    async def judge(self, held: Claim, path: Path) -> Outcome:
         """Ask the archive walk and every engine; CLEAN needs the word of all of them."""
-        seconds = self._settings.timeout_seconds + size / (4 << 20)
+        seconds = self._settings.timeout_seconds + held.size / (4 << 20)
         finding = await asyncio.to_thread(archives.walk, path, self._limits, seconds=seconds)
         if finding is not None:
             return Outcome(ScanStatus.FAILED, engine="archive walk", reason=finding.reason)
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(self._ask(engine, path, size, seconds))
-                for engine in self._engines.values()
-            ]
-        verdicts = [verdict for task in asked if (verdict := task.result()) is not None]
-        if len(verdicts) < len(asked):
+        verdicts = await self._panel.ask(path, size=held.size, seconds=seconds)
+        if verdicts is None:
             return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
         return self._combine(held, verdicts)
-
-    async def _ask(
-        self, engine: ScanEngine, path: Path, size: int, seconds: float
-    ) -> Verdict | None:
-        """Return one engine's word, or None when it is out; then it must prove itself again."""
-        try:
-            return await engine.scan(path, size=size, timeout=seconds)
-        except Unavailable as exc:
-            self._trust.proved, self._trust.reachable = False, False
-            self._trust.problems = {engine.name: [exc.message]}
-            return None
 
     def _combine(self, held: Claim, verdicts: list[Verdict]) -> Outcome:
         engine = ", ".join(verdict.engine for verdict in verdicts)
@@ -309,24 +249,22 @@ class Scans:
                 if verdict.retry and not last:
                     return Outcome(None, verdict.engine, reason=verdict.reason)
                 return Outcome(ScanStatus.FAILED, verdict.engine, reason=verdict.reason)
-        if not verdicts:
-            return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
         return Outcome(ScanStatus.CLEAN, engine)
 
-    async def _keep(
-        self, held: Claim, path: Path, size: int, sha256: str, outcome: Outcome
-    ) -> Outcome:
+    async def _keep(self, held: Claim, path: Path, sha256: str, outcome: Outcome) -> Outcome:
         """Store the scanned copy as the clean object, and believe only an identical one."""
         key = f"clean/{held.object_key}.{held.epoch}"
         try:
-            stored = await self._storage.write(key, _chunks(path), limit=size)
+            stored = await self._storage.write(
+                key, self._spool.chunks(path, held.size), limit=held.size
+            )
         except (Unavailable, StorageFull) as exc:
             log.warning("clean area unusable", attachment=held.id, problem=exc.message)
             return Outcome(None, reason=ScanReason.ENGINE_DOWN, attempt=False)
-        if stored.size != size or stored.sha256 != sha256:
+        if stored.size != held.size or stored.sha256 != sha256:
             await self._storage.delete(key)
             return Outcome(None, outcome.engine, reason=ScanReason.CHANGED)
-        return Outcome(ScanStatus.CLEAN, outcome.engine, sha256=sha256, clean_key=key)
+        return replace(outcome, clean_key=key)
 
     async def _write(self, held: Claim, outcome: Outcome) -> None:
         """Write the outcome under the claim's epoch; ClaimLost when somebody else has the file."""
@@ -346,11 +284,9 @@ class Scans:
                 if not kept:
                     raise ClaimLost
                 return
-            try:
-                await tickets.find(tx.conn, str(held.ticket_id), scope=None, lock=True)
-            except NotFound:
-                raise ClaimLost from None  # deleted meanwhile, with all its files
-            written = await attachments.conclude(
+            # First, for its lock: whoever deletes takes the ticket before its files.
+            version = await tickets.touch(tx.conn, held.ticket_id)
+            written = version and await attachments.conclude(
                 tx.conn,
                 held,
                 status=outcome.status,
@@ -359,27 +295,33 @@ class Scans:
                 signature=outcome.signature,
                 sha256=outcome.sha256,
                 clean_key=outcome.clean_key,
+                mime=outcome.mime,
             )
             if not written:
-                raise ClaimLost
-            version = await tickets.touch(tx.conn, held.ticket_id)
-            tx.record(_event(SYSTEM, "attachment.scanned", held, version, outcome.status))
+                raise ClaimLost  # or deleted meanwhile, alone or with its ticket
+            said = verdict_data(outcome)
+            tx.record(_event(SYSTEM, "attachment.scanned", held, version, outcome.status, **said))
         self._verdicts.labels(outcome.status).inc()
         if outcome.status is ScanStatus.CLEAN:
             await self._storage.delete(quarantine_key(held.object_key))
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb", buffering=0) as source:
-        while chunk := await asyncio.to_thread(os.read, source.fileno(), _CHUNK):
-            yield chunk
+def verdict_data(outcome: Outcome) -> dict[str, str]:
+    """Return what the journal keeps of a verdict: whose word it is, and of which bytes."""
+    said = {
+        "reason": outcome.reason,
+        "engine": outcome.engine,
+        "signature": outcome.signature,
+        "sha256": outcome.sha256,
+    }
+    return {name: str(value) for name, value in said.items() if value}
 
 
-def _event(actor: Caller, type: str, held: Claim, version: int, new: str) -> Event:
+def _event(actor: Caller, type: str, held: Claim, version: int, new: str, **data: str) -> Event:
     return Event.by(
         actor,
         type,
         ticket_id=held.ticket_id,
         ticket_version=version,
-        data={"attachment_id": str(held.id), "new": new, "size": held.size},
+        data={"attachment_id": str(held.id), "new": new, "size": held.size, **data},
     )

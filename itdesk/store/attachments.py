@@ -50,12 +50,21 @@ class Claim:
     ticket_id: UUID
     object_key: str
     original_filename: str
+    mime: str | None
     size: int
     sha256: str | None
     attempts: int
     epoch: int
     uploaded: bool
     overdue: bool
+    claimed_at: datetime
+    clean_key: str | None = None
+    """Where its bytes are, when a clean file is looked at again."""
+
+    @property
+    def status(self) -> ScanStatus:
+        """Return what the file is while it is held."""
+        return ScanStatus.PENDING if self.clean_key is None else ScanStatus.CLEAN
 
 
 async def reserve(
@@ -170,15 +179,6 @@ async def keys_of_ticket(conn: Any, ticket_id: UUID) -> list[tuple[str, str | No
     return [(r["object_key"], r["storage_version"]) for r in await conn.fetch(query, ticket_id)]
 
 
-async def clean_key(conn: Any, attachment_id: UUID) -> str | None:
-    """Return where the scanned bytes of a clean file are, or None when it is not clean."""
-    query = """
-        SELECT storage_version FROM attachments WHERE id = $1 AND scanned_status = 'CLEAN'
-    """
-    key: str | None = await conn.fetchval(query, attachment_id)
-    return key
-
-
 async def mark_uploaded(conn: Any, attachment_id: UUID, *, confirmed: bool) -> bool:
     """Note that the bytes of a reserved file have arrived; False when that was known."""
     query = """
@@ -224,8 +224,8 @@ async def claim(
             ORDER BY uploaded_at IS NULL, created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
         ) AS due
         WHERE f.id = due.id
-        RETURNING f.id, f.ticket_id, f.object_key, f.original_filename, f.size,
-                  f.sha256, f.scan_attempts AS attempts, f.scan_epoch AS epoch,
+        RETURNING f.id, f.ticket_id, f.object_key, f.original_filename, f.mime, f.size,
+                  now() AS claimed_at, f.sha256, f.scan_attempts AS attempts, f.scan_epoch AS epoch,
                   f.uploaded_at IS NOT NULL AS uploaded,
                   f.uploaded_at IS NULL
                       AND f.reserved_until + make_interval(secs => $3) < now() AS overdue
@@ -238,9 +238,10 @@ async def renew(conn: Any, held: Claim, *, lease_seconds: float) -> bool:
     """Hold a claim for longer; False when somebody else has it now."""
     query = """
         UPDATE attachments SET scan_lease_until = now() + make_interval(secs => $3)
-        WHERE id = $1 AND scan_epoch = $2 AND scanned_status = 'PENDING' RETURNING id
+        WHERE id = $1 AND scan_epoch = $2 AND scanned_status = $4 RETURNING id
     """
-    return await conn.fetchval(query, held.id, held.epoch, lease_seconds) is not None
+    kept = await conn.fetchval(query, held.id, held.epoch, lease_seconds, held.status)
+    return kept is not None
 
 
 async def put_back(
@@ -266,18 +267,21 @@ async def conclude(
     signature: str | None,
     sha256: str | None,
     clean_key: str | None,
+    mime: str | None,
 ) -> bool:
     """Write the verdict of a scan; False, and nothing written, when the claim was lost."""
     query = """
         UPDATE attachments
         SET scanned_status = $3, scan_reason = $4, scan_engine = $5, scan_signature = $6,
-            sha256 = $7, storage_version = $8, scanned_at = now(),
+            sha256 = coalesce($7, sha256), storage_version = $8, mime = coalesce($9, mime),
+            scanned_at = now(), checked_at = $10,
             scan_attempts = scan_attempts + 1, scan_lease_until = NULL
         WHERE id = $1 AND scan_epoch = $2 AND scanned_status = 'PENDING' RETURNING id
     """
     row = await conn.fetchval(
-        query, held.id, held.epoch, status, reason, engine, signature, sha256, clean_key
-    )
+        query, held.id, held.epoch, status, reason, engine, signature, sha256, clean_key, mime,
+        held.claimed_at,
+    )  # fmt: skip
     return row is not None
 
 

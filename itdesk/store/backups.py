@@ -236,7 +236,7 @@ async def drop_mail(conn: Any, *, reason: str) -> int:
             WHERE status = 'queued' RETURNING id
         ), jobs_gone AS (
             UPDATE jobs SET state = 'failed', finished_at = now(), last_error = $1
-            WHERE state = 'waiting' AND dedupe_key IN (SELECT type || ':' || id FROM gone)
+            WHERE state = 'waiting' AND dedupe_key IN (SELECT 'mail:' || id FROM gone)
         )
         SELECT count(*) FROM gone
     """

@@ -48,7 +48,7 @@ async def street(database_url: str) -> AsyncIterator[Street]:
     async with opened(Office(database_url)) as office:
         desk: Any = SmallDesk(office.db)
         desk.sessions, desk.accounts = office.sessions, office.accounts
-        desk.projects = office.projects
+        desk.projects, desk.signups = office.projects, office.signups
         async with serving(desk, ROUTES) as server:
             yield Street(server, office)
 

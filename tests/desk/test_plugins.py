@@ -333,6 +333,7 @@ ENGINE = """
 max_file_size, unpacks = None, False
 async def scan(self, path, *, size, timeout): ...
 async def probe(self): return []
+async def signatures(self): return "none"
 @hookimpl
 def itdesk_scan_engine(self): return self
 """
@@ -354,6 +355,20 @@ def itdesk_routes(self):
     from types import SimpleNamespace
     return [SimpleNamespace(path={path!r})]
 """
+
+
+MAILER = """
+async def deliver(self, mail): ...
+async def check(self): ...
+@hookimpl
+def itdesk_mailer(self, desk): return self
+"""
+
+
+async def test_what_sends_mail_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("post", MAILER)
+    rig.drop("none", "@hookimpl\ndef itdesk_mailer(self): return None")
+    assert [*await rig.load(none={}, post={}).mailers(rig.desk)] == ["post"]
 
 
 async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
@@ -420,6 +435,7 @@ async def test_plugins_make_metrics_and_commands(rig: Rig) -> None:
 WRONG = {
     "itdesk_storage": ("return 'disk'", "storages", True),
     "itdesk_scan_engine": ("return object()", "scan_engines", True),
+    "itdesk_mailer": ("return object()", "mailers", True),
     "itdesk_routes": ("return [1]", "routes", False),
     "itdesk_jobs": ("return [1]", "jobs", True),
     "itdesk_schedule": ("return 'daily'", "schedules", True),

@@ -216,7 +216,9 @@ async def test_all_engines_must_agree(database_url: str, clamd_env: dict[str, st
         alice = await bench.person()
         ticket = await bench.ticket(alice)
         good = await bench.upload(alice, ticket, TEXT)
-        shell = b"<?php eval(base64_decode($_POST['x'])); system($_GET['cmd']); ?>"
+        shell = (
+            b"seen on our page: <?php eval(base64_decode($_POST['x'])); system($_GET['cmd']); ?>"
+        )
         bad = await bench.upload(alice, ticket, shell, "shell.txt")
         await bench.scan()
         assert await bench.served(alice, good) == TEXT

@@ -1,0 +1,173 @@
+"""How fast files are scanned, beside `clamdscan --stream` on the same files and the same clamd.
+
+    python -m tests.bench.scan [--rounds 5] [--least 0.8]
+
+Each round times, in turns: clamdscan; the clamav plugin alone; and the whole way of a file from
+PENDING to CLEAN (claim, private copy, hash, archive walk, clamd, clean copy, verdict). Exits with
+1 when the whole way, with as many files at a time as the daemon scans, is slower than asked.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from itdesk_plugins.clamav import Engine, Plugin
+from tests.support import samples
+from tests.support.clamd import Clamd
+from tests.support.desk import Bench, bench_on
+from tests.support.postgres import Server
+
+MIB = 1 << 20
+LIMIT = 10 * MIB
+ROOMY: dict[str, str | None] = {
+    "StreamMaxLength": "64M", "MaxFileSize": "256M", "MaxScanSize": "256M",
+}  # fmt: skip
+
+
+def files(dice: random.Random) -> list[bytes]:
+    """Return what a desk gets: many small documents, some logs and pictures, a few large ones."""
+    line = b"2026-11-20T11:00:00Z host app[%d]: request took %d ms\n"
+    log = b"".join(line % (n, dice.randrange(5000)) for n in range(60_000))
+    small = [samples.document(f"Quarterly report {n}", padding=20_000) for n in range(60)]
+    words = [log[: dice.randrange(20_000, 400_000)] for _ in range(40)]
+    pictures = [samples.png() + dice.randbytes(dice.randrange(MIB)) for _ in range(20)]
+    return [*small, *words, *pictures, log, dice.randbytes(9 * MIB), dice.randbytes(9 * MIB)]
+
+
+@dataclass
+class Rates:
+    """MiB per second of each way, a figure a round."""
+
+    of: dict[str, list[float]] = field(default_factory=dict)
+
+    async def time(self, name: str, size: int, work: Callable[[], Awaitable[object]]) -> None:
+        """Do the work and note its rate."""
+        began = time.perf_counter()
+        await work()
+        self.of.setdefault(name, []).append(size / MIB / (time.perf_counter() - began))
+
+    def ratio(self, name: str) -> float:
+        """Return the median of the rounds' ratios to clamdscan."""
+        pairs = zip(self.of[name], self.of["clamdscan"], strict=True)
+        return statistics.median(own / theirs for own, theirs in pairs)
+
+    def table(self) -> str:
+        """Return the figures for people to read."""
+        return "\n".join(
+            f"{name:<24} {statistics.median(rates):7.1f} MiB/s  x {self.ratio(name):.2f}"
+            f"  ({min(rates):.1f} .. {max(rates):.1f})"
+            for name, rates in self.of.items()
+        )
+
+
+async def clamdscan(config: Path, folder: Path) -> None:
+    """Scan a folder as an administrator would by hand."""
+    command = ["clamdscan", f"--config-file={config}", "--stream", "--no-summary", str(folder)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"clamdscan failed: {done.stdout}{done.stderr}")
+
+
+async def drained(bench: Bench, expected: int) -> None:
+    """Scan all that waits."""
+    await bench.scan()
+    clean = await bench.sql("SELECT count(*) FROM attachments WHERE scanned_status = 'CLEAN'")
+    if clean != expected:
+        raise SystemExit(f"{clean} of {expected} files were found clean")
+
+
+async def plugin_alone(engine: Engine, paths: Sequence[Path]) -> None:
+    """Stream each file to clamd and nothing else."""
+    for path in paths:
+        verdict = await engine.scan(path, size=path.stat().st_size, timeout=60)
+        if verdict.clean is not True:
+            raise SystemExit(f"{path} was not found clean: {verdict}")
+
+
+async def whole_way(
+    rates: Rates, server: Server, clamd: Clamd, contents: Sequence[bytes], at_once: int
+) -> None:
+    """Time a desk of its own that scans all files, so many at once."""
+    url = await server.create()
+    env = {
+        "ITDESK_PLUGINS__CLAMAV__SOCKET": str(clamd.socket),
+        "ITDESK_PLUGINS__CLAMAV__ENABLED": "true",
+        "ITDESK_PLUGINS__YARA__ENABLED": "false",
+        "MAX_FILE_SIZE": str(LIMIT),
+        "ITDESK_SCANNER__CONCURRENCY": str(at_once),
+    }
+    async with bench_on(url, **env) as bench:
+        alice = await bench.person()
+        if not await bench.desk.scans.trusted():
+            raise SystemExit(str(bench.desk.scans.problems))
+        for number, content in enumerate(contents):
+            if number % 3 == 0:
+                ticket = await bench.ticket(alice)
+            await bench.upload(alice, ticket, content)
+        # What the uploads left to be written is not the scan's.
+        await asyncio.to_thread(os.sync)
+        name = f"whole way, {at_once} at once"
+        await rates.time(name, sum(map(len, contents)), lambda: drained(bench, len(contents)))
+    await server.drop(url)
+
+
+async def one_round(
+    rates: Rates, server: Server, clamd: Clamd, contents: Sequence[bytes], folder: Path
+) -> None:
+    """Time every way once, one after the other."""
+    size, config = sum(map(len, contents)), clamd.socket.with_name("conf")
+    engine = Engine(Plugin.Settings.model_validate({"socket": clamd.socket}))
+    await rates.time("clamdscan", size, lambda: clamdscan(config, folder))
+    paths = sorted(folder.iterdir())
+    await rates.time("plugin alone", size, lambda: plugin_alone(engine, paths))
+    for at_once in (1, 4):
+        await whole_way(rates, server, clamd, contents, at_once)
+
+
+async def measure(rounds: int) -> Rates:
+    """Run all ways in turns on the same files."""
+    rates, contents = Rates(), files(random.Random(7))
+    folder = Path(tempfile.mkdtemp(prefix="itdesk-bench-files-", dir="/tmp"))
+    folder.chmod(0o755)
+    server = Server()
+    await server.start()
+    try:
+        for number, content in enumerate(contents):
+            (folder / f"{number}").write_bytes(content)
+        with Clamd(**ROOMY) as clamd:
+            for number in range(rounds):
+                await one_round(rates, server, clamd, contents, folder)
+                print(f"round {number + 1} of {rounds} done", file=sys.stderr)
+    finally:
+        await server.stop()
+        server.remove()
+        shutil.rmtree(folder)
+    return rates
+
+
+def main() -> None:
+    """Measure, print, and fail when it is too slow."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--least", type=float, default=0.8)
+    asked = parser.parse_args()
+    rates = uvloop.run(measure(asked.rounds))
+    print(rates.table())
+    if rates.ratio("whole way, 4 at once") < asked.least:
+        raise SystemExit(f"slower than {asked.least} of clamdscan")
+
+
+if __name__ == "__main__":
+    main()
