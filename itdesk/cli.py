@@ -12,10 +12,12 @@ from itdesk.commands import (
     accounts,
     backups,
     database,
+    diagnose,
     jobs,
     keys,
     mail,
     operation,
+    people,
     samples,
     scan,
     storage,
@@ -73,6 +75,19 @@ def main(ctx: click.Context, config: Path | None, state_dir: Path | None) -> Non
     ctx.obj = _context(ctx.params)
 
 
-for module in (operation, scan, database, backups, accounts, keys, jobs, mail, storage, samples):
+for module in (
+    operation,
+    diagnose,
+    people,
+    scan,
+    database,
+    backups,
+    accounts,
+    keys,
+    jobs,
+    mail,
+    storage,
+    samples,
+):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -40,6 +40,7 @@ from itdesk.desk.keys import Keys
 from itdesk.desk.mail import Mail
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
+from itdesk.desk.people import People
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
 from itdesk.desk.proofs import Proofs
@@ -184,6 +185,7 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
     """Give the desk its storage and its virus scanners, which plugins provide."""
     settings = desk.settings
     desk.storage = storage = await _chosen_storage(desk)
+    desk.people = People(desk.db, storage, desk.sessions)
     desk.backups = Backups(desk.db, storage, settings, desk.clock, desk.metrics)
     engines = await desk.plugins.scan_engines(desk)
     spool = settings.state_dir / "spool"

@@ -1,3 +1,5 @@
+DROP INDEX IF EXISTS ix_events_about_user;
+
 CREATE OR REPLACE TRIGGER events_append_only
     BEFORE UPDATE OF id, ticket_id, ticket_version, type, actor_id, actor_name, source,
                      changes, data, request_id, cause_id, created_at

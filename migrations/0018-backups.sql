@@ -51,3 +51,7 @@ CREATE OR REPLACE TRIGGER events_append_only
     BEFORE UPDATE OF id, ticket_id, ticket_version, type, actor_id, source, request_id, cause_id,
                      created_at
     ON events FOR EACH STATEMENT EXECUTE FUNCTION events_refuse();
+
+-- What the journal says about a person is found by it when they ask, or go.
+CREATE INDEX IF NOT EXISTS ix_events_about_user ON events ((data ->> 'user_id'))
+    WHERE data ? 'user_id';

@@ -48,7 +48,7 @@ from itdesk.config.model import (
 )
 from itdesk.config.names import ENVIRONMENT, MOVED
 from itdesk.config.rules import Report, check, problems_of, warnings_of
-from itdesk.config.secrecy import is_secret, secret_values
+from itdesk.config.secrecy import is_secret, mask_url, secret_values
 from itdesk.config.showing import show
 from itdesk.errors import ConfigError
 
@@ -86,6 +86,7 @@ __all__ = [
     "find_config",
     "is_secret",
     "load",
+    "mask_url",
     "plugin_options",
     "secret_values",
     "show",

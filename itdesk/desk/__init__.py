@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from itdesk.desk.journal import Journal
     from itdesk.desk.mail import Mail
     from itdesk.desk.notices import Notices
+    from itdesk.desk.people import People
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.recovery import Recovery
@@ -69,6 +70,7 @@ class Desk:
     upload_dir: Path
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
+    people: People = field(init=False)
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
