@@ -19,6 +19,7 @@ from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
+from itdesk.actors.settler import Settler
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
@@ -32,11 +33,13 @@ from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
 from itdesk.desk.engines import Engines
 from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.keys import Keys
+from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords, random_password
@@ -46,6 +49,7 @@ from itdesk.desk.projects import Projects
 from itdesk.desk.proofs import Proofs
 from itdesk.desk.recovery import Recovery
 from itdesk.desk.rescans import Rescans
+from itdesk.desk.retention import Retention
 from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
@@ -137,7 +141,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         mail = Mail(db, settings, metrics)
         proofs = Proofs(mail, settings, keys.derive("verification-codes"))
         factors = Factors(keys.derive("second-factors"), clock)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock, factors=factors)
+        guesses = Guesses(db, settings.limits)
+        sessions = Sessions(db, tokens, passwords, guesses, settings.auth, clock, factors=factors)
 
         async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
             await desk.attachments.forget(files)
@@ -149,11 +154,13 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             db=db,
             plugins=plugins,
             tokens=tokens,
+            limits=RateLimits(db, settings.limits, clock, metrics),
+            guesses=guesses,
             sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, proofs),
+            accounts=Accounts(db, passwords, guesses, sessions, proofs),
             signups=Signups(db, passwords, sessions, proofs, settings.auth, clock),
             verification=Verification(db, sessions, proofs, clock),
-            recovery=Recovery(db, passwords, sessions, proofs, clock),
+            recovery=Recovery(db, passwords, guesses, sessions, proofs, clock),
             api_tokens=ApiTokens(db, sessions, settings.auth, clock),
             second_factors=SecondFactors(db, factors, sessions, passwords, settings.auth),
             projects=Projects(db),
@@ -233,7 +240,8 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
 
 async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
-    desk.schedules.register(desk.backups.schedule())
+    retention = Retention(desk.db, desk.attachments, desk.settings)
+    desk.schedules.register(desk.backups.schedule(), retention.schedule())
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     desk.jobs.register(*desk.rescans.jobs())
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
@@ -390,6 +398,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     supervisor.add(hub)
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
+    supervisor.add(Settler(desk.limits))
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))

@@ -1,3 +1,5 @@
+DROP INDEX IF EXISTS ix_events_audit;
+
 DROP INDEX IF EXISTS ix_events_about_user;
 
 CREATE OR REPLACE TRIGGER events_append_only

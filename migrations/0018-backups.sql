@@ -1,5 +1,5 @@
 -- Backups, what waits after one was restored, and names that leave the journal with their person.
--- depends: 0013-tokens-and-second-factor
+-- depends: 0014-limits
 
 CREATE TABLE IF NOT EXISTS backup_runs (
     id uuid CONSTRAINT pk_backup_runs PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -55,3 +55,5 @@ CREATE OR REPLACE TRIGGER events_append_only
 -- What the journal says about a person is found by it when they ask, or go.
 CREATE INDEX IF NOT EXISTS ix_events_about_user ON events ((data ->> 'user_id'))
     WHERE data ? 'user_id';
+
+CREATE INDEX IF NOT EXISTS ix_events_audit ON events (created_at) WHERE ticket_id IS NULL;

@@ -64,7 +64,7 @@ async def test_a_code_verifies_like_the_link(house: House) -> None:
     mail = await house.box.next(email, CONFIRM)
     answer = await house.post("verify-code", email=email.upper(), code=code_in(mail))
     assert answer.expect(200)["auto_logged_in"] is True
-    assert len(answer.headers.getall("Set-Cookie")) == 2  # type: ignore[attr-defined]
+    assert len(answer.headers.getall("Set-Cookie")) == 3  # type: ignore[attr-defined]
     again = await house.post("verify-code", email=email, code=code_in(mail))
     again.refused(400, "E_AUTH_CODE_INVALID")
     (await house.post("verify", token=token_in(mail))).refused(400, "E_AUTH_CODE_INVALID")
@@ -206,7 +206,7 @@ async def test_email_login_opens_an_account_and_signs_in_who_is_verified(house: 
     assert done["user"]["email"] == email
     me = Person(house.live.url, done["tokens"]["access_token"])
     assert (await me.get("/auth/me")).expect(200)["email"] == email
-    assert len(third.headers.getall("Set-Cookie")) == 2  # type: ignore[attr-defined]
+    assert len(third.headers.getall("Set-Cookie")) == 3  # type: ignore[attr-defined]
 
 
 async def test_a_wrong_password_at_email_login_changes_nothing_of_the_account(

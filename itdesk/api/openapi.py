@@ -13,6 +13,7 @@ from aiohttp import web
 
 import itdesk
 from itdesk.api.aliases import twins
+from itdesk.api.origin import SAFE_METHODS
 from itdesk.api.route import ListQuery, Route, Who
 from itdesk.api.schemas import REF, Json, Schemas
 
@@ -141,7 +142,12 @@ def document(routes: Sequence[Route], cookie: str) -> Json:
             "headers": dict(HEADERS),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                "cookie": {"type": "apiKey", "in": "cookie", "name": cookie},
+                "cookie": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": cookie,
+                    "description": "Set by the sign-in. Over https its name begins with __Host-.",
+                },
             },
         },
     }
@@ -307,6 +313,8 @@ def _failures(route: Route) -> Mapping[int, set[str]]:
         codes[403].add("E_AUTH_SESSION_REQUIRED" if route.session_only else _SCOPE)
         if not route.enrolling:
             codes[403].add("E_AUTH_ENROLMENT_REQUIRED")
+    elif route.who is Who.PUBLIC and route.method not in SAFE_METHODS:
+        codes[403].add("E_AUTH_CROSS_SITE")
     if _names(route.path):
         codes[404].add("E_NOT_FOUND")
     if route.body is not None or route.body_media != "application/json":

@@ -90,6 +90,7 @@ class Call:
     query: Any = None
     base_url: str = ""
     address: str = ""
+    secure: bool = False
     route: "Route | None" = None
 
     @property

@@ -94,6 +94,12 @@ async def delete(call: Call) -> Reply:
     return NO_CONTENT
 
 
+async def unlock(call: Call) -> Reply:
+    """Let somebody sign in again at once after too many wrong passwords."""
+    await call.desk.accounts.unlock(call.caller, call.path["id"])
+    return NO_CONTENT
+
+
 async def assignees(call: Call) -> Reply:
     """List who can be given tickets, by name, with how many open ones they have."""
     return page_reply(call, await call.desk.accounts.assignees(window(call.query)))
@@ -168,6 +174,16 @@ ROUTES: list[Route] = [
         tag="users",
         status=204,
         errors={**_MISSING, "E_USER_LAST_ADMIN": 409, "E_USER_SELF": 409},
+    ),
+    Route(
+        id="R24",
+        method="POST",
+        path="/users/{id}/unlock",
+        handler=unlock,
+        who=Who.ADMIN,
+        tag="users",
+        status=204,
+        errors=_MISSING,
     ),
     Route(
         id="R25",

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from itdesk.actors.client import Client, Goodbye
 from itdesk.actors.frames import PROTOCOL, frame, text
 from itdesk.api import payload
+from itdesk.api.cookies import Cookies
 from itdesk.api.exchange import EXCHANGE
 from itdesk.api.origin import offered_token
 from itdesk.api.route import Body, Call, Query, Reply, Route, Who
@@ -209,7 +210,8 @@ class Conversation:
         if request.rel_url.raw_query_string:
             raise Over(Goodbye.QUERY)
         # A foreign page came no further than the handshake: this cookie is ours to take.
-        token = offered_token(request) or request.cookies.get(self._desk.settings.auth.cookie_name)
+        cookies = Cookies(self._desk.settings.auth)
+        token = offered_token(request) or cookies.access(request, request[EXCHANGE].peer)
         caller, expires_at = await self._authenticate(token or await self._first_message())
         request[EXCHANGE].caller = caller
         entered = self._hub.enter(caller, expires_at, self._connection)

@@ -26,7 +26,7 @@ OPERATOR = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.CL
 
 @click.group()
 def user() -> None:
-    """Open accounts, and help who lost a second factor."""
+    """Open and unlock accounts, and help who lost a second factor."""
 
 
 @user.command()
@@ -78,6 +78,23 @@ async def _opened(desk: Desk, wanted: UserOpening) -> tuple[User, bool]:
         return await desk.accounts.create(
             OPERATOR, NewUser(**wanted.model_dump(exclude={"invite"}))
         ), True
+
+
+@user.command()
+@click.argument("email")
+@click.pass_obj
+def unlock(context: Context, email: str) -> None:
+    """Let somebody sign in again at once after too many wrong passwords."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            lifted = await desk.accounts.unlock(OPERATOR, person.id)
+            state = "is unlocked" if lifted else "was not locked"
+            click.echo(f"{person.email} {state}")
+
+    run(work())
 
 
 @click.group()

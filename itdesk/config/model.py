@@ -245,6 +245,9 @@ class Limits(Section):
     default: RateLimit = Rate(120, "minute")
     auth: RateLimit = Rate(20, "minute")
     ai: RateLimit = Rate(30, "minute")
+    sign_in_failures: Annotated[int, Field(ge=1, le=100)] = 10
+    sign_in_failures_most: Annotated[int, Field(ge=1, le=100)] = 100
+    sign_in_wait_seconds: Seconds = 900
 
 
 class Metrics(Section):

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
+    from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
     from itdesk.desk.notices import Notices
     from itdesk.desk.people import People
@@ -52,6 +54,8 @@ class Desk:
     db: Database
     plugins: Plugins
     tokens: Tokens
+    limits: RateLimits
+    guesses: Guesses
     sessions: Sessions
     api_tokens: ApiTokens
     second_factors: SecondFactors

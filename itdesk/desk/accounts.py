@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from itdesk.desk.guesses import Guesses, of_change
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.proofs import Proofs
 from itdesk.desk.sessions import Sessions
@@ -44,10 +45,16 @@ class Accounts:
     """Opening, reading, changing and closing accounts, on behalf of a caller."""
 
     def __init__(
-        self, db: Database, passwords: Passwords, sessions: Sessions, proofs: Proofs
+        self,
+        db: Database,
+        passwords: Passwords,
+        guesses: Guesses,
+        sessions: Sessions,
+        proofs: Proofs,
     ) -> None:
         self._db = db
         self._passwords = passwords
+        self._guesses = guesses
         self._sessions = sessions
         self._proofs = proofs
 
@@ -152,9 +159,19 @@ class Accounts:
                 await links.end_all(tx.conn, user_id)
             if proved is not None:
                 await self._proofs.mail_password_changed(tx, after)
+            if proved is not None:
+                await self._guesses.lift(tx, caller, user_id, after.email)
             self._sessions.refresh_state(tx, user_id)
             tx.record(_updated(caller, before.user, after, changed))
         return after
+
+    async def unlock(self, caller: Caller, ref: str | UUID) -> bool:
+        """Let somebody sign in again after too many wrong passwords; False when they could."""
+        caller.require(Role.ADMIN, "unlock accounts")
+        user_id = _subject(caller, ref, "unlock accounts")
+        async with self._db.transaction() as tx:
+            user = await users.get(tx.conn, user_id)
+            return await self._guesses.lift(tx, caller, user_id, user.email)
 
     async def delete(self, caller: Caller, ref: str | UUID) -> None:
         """Close an account for good: nobody signs in by it, and history keeps the name."""
@@ -187,8 +204,10 @@ class Accounts:
         if caller.user_id == user_id:
             if current is None:
                 raise Invalid.field("current_password", "is required to change the password")
-            if not await self._passwords.verify(current, account.password_hash):
-                raise Invalid.field("current_password", "is not the current password")
+            async with self._guesses.guessing(of_change(user_id)) as guess:
+                if not await self._passwords.verify(current, account.password_hash):
+                    raise Invalid.field("current_password", "is not the current password")
+                await guess.right()
         context = (account.user.email, account.user.name, wanted.get("name", ""))
         return _NewHash(account.password_hash, await self._passwords.hash_new(password, *context))
 

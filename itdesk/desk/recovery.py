@@ -4,6 +4,7 @@ Whether an address has an account, nobody learns by asking for a link: that is a
 password that is set this way ends every session and every other link.
 """
 
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.jobs import Job
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.proofs import ABREAST, Proofs, as_caller, at_some_moment, hash_of_link, not_valid
@@ -26,12 +27,14 @@ class Recovery:
         self,
         db: Database,
         passwords: Passwords,
+        guesses: Guesses,
         sessions: Sessions,
         proofs: Proofs,
         clock: Clock,
     ) -> None:
         self._db = db
         self._passwords = passwords
+        self._guesses = guesses
         self._sessions = sessions
         self._proofs = proofs
         self._clock = clock
@@ -61,6 +64,7 @@ class Recovery:
             after = await users.update(tx.conn, owner, fields, void_proofs=True)
             await store.end_all(tx.conn, owner)
             await self._sessions.end_all(tx, owner)
+            await self._guesses.lift(tx, as_caller(after), owner, after.email)
             about = {"user_id": str(owner)}
             tx.record(Event.by(as_caller(after), "auth.password_reset", data=about))
             if account.user.is_verified:

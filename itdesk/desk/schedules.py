@@ -156,6 +156,8 @@ async def clean_up(
         "challenges": cleanup.delete_expired_challenges,
         "api_tokens": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
+        "counts": cleanup.delete_expired_counts,
+        "guesses": cleanup.delete_expired_guesses,
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),

@@ -13,6 +13,7 @@ from uuid import UUID
 from itdesk.config import Auth
 from itdesk.desk.admission import Admission
 from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guess, Guesses, of_account
 from itdesk.desk.opaque import CHALLENGE
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.tokens import Tokens, hash_refresh_token, new_refresh_token
@@ -26,7 +27,7 @@ from itdesk.errors import (
     NotFound,
     SecondFactorRequired,
 )
-from itdesk.model import Caller, Event, Source, User, new_id
+from itdesk.model import SYSTEM, Caller, Event, Source, User, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.store import factors as factor_rows
@@ -76,6 +77,7 @@ class Sessions:
         db: Database,
         tokens: Tokens,
         passwords: Passwords,
+        guesses: Guesses,
         settings: Auth,
         clock: Clock,
         *,
@@ -85,6 +87,7 @@ class Sessions:
         self._db = db
         self._tokens = tokens
         self._passwords = passwords
+        self._guesses = guesses
         self._settings = settings
         self._clock = clock
         self._factors = factors
@@ -102,23 +105,25 @@ class Sessions:
         """Open a session for whoever knows the password; an unknown address fails alike.
 
         Who has a second factor sends its code as well, or gets SecondFactorRequired.
+        Raises RateLimited when too many passwords were wrong, be this one right or not.
         """
-        async with self._db.connection() as conn:
-            account = await users.account_of(conn, email)
-        stored = account.password_hash if account is not None else None
-        matches = await self._passwords.verify(password, stored)
-        if account is None or not matches or not account.user.is_active:
-            # A line and no journal row: the world may fill the one, but not the other.
-            known = account.user.id if account is not None else None
-            log.info("sign-in refused", user=known, address=address)
-            raise _wrong_credentials()
-        if self._settings.require_verified_email and not account.user.is_verified:
-            raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
-        better = await self._better_hash(password, stored)
-        async with self._db.transaction() as tx:
-            if stored is not None and better is not None:
-                await users.replace_hash(tx.conn, account.user.id, stored, better)
-            entered = await self.open(tx, account, address=address, user_agent=user_agent)
+        async with self._guesses.guessing(of_account(email)) as guess:
+            async with self._db.connection() as conn:
+                account = await users.account_of(conn, email)
+            stored = account.password_hash if account is not None else None
+            matches = await self._passwords.verify(password, stored)
+            if account is None or not matches or not account.user.is_active:
+                await self._note_refusal(account, guess, address)
+                raise _wrong_credentials()
+            if self._settings.require_verified_email and not account.user.is_verified:
+                await guess.right()
+                raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
+            better = await self._better_hash(password, stored)
+            async with self._db.transaction() as tx:
+                if stored is not None and better is not None:
+                    await users.replace_hash(tx.conn, account.user.id, stored, better)
+                await guess.right()
+                entered = await self.open(tx, account, address=address, user_agent=user_agent)
         if isinstance(entered, SignedIn):
             return entered
         if code is None:
@@ -246,6 +251,17 @@ class Sessions:
     def _may_be_answered(self, challenge: factor_rows.Challenge) -> bool:
         in_time = self._clock.now() < challenge.expires_at
         return in_time and challenge.attempts < MOST_ATTEMPTS
+
+    async def _note_refusal(
+        self, account: users.Account | None, guess: Guess, address: str
+    ) -> None:
+        # A line and no journal row: the world may fill the one, but not the other.
+        known = account.user.id if account is not None else None
+        log.info("sign-in refused", user=known, address=address)
+        if known is not None and self._guesses.slows_after(guess.failures):
+            about = {"user_id": str(known), "failures": guess.failures, "address": address}
+            async with self._db.transaction() as tx:
+                tx.record(Event.by(SYSTEM, "auth.locked", data=about))
 
     async def _better_hash(self, password: str, stored: str | None) -> str | None:
         if stored is None or not self._passwords.needs_rehash(stored):

@@ -10,9 +10,11 @@ from uuid import UUID
 import asyncpg
 
 from itdesk.config import Auth, Settings
+from itdesk.config import Limits as LimitSettings
 from itdesk.desk.accounts import Accounts, NewUser
 from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guesses
 from itdesk.desk.keys import Keys
 from itdesk.desk.mail import Mail
 from itdesk.desk.passwords import Passwords
@@ -39,16 +41,19 @@ class Office:
     clock: FakeClock = field(default_factory=FakeClock)
     limits: Limits | None = None
     remembered: int = 100
+    guessing: LimitSettings = field(default_factory=lambda: LimitSettings(enabled=False))
 
     def __post_init__(self) -> None:
         self.db = Database(self.url, self.limits)
         self.tokens = Tokens(Keys(b"a secret of at least 32 bytes ..."), self.clock)
         self.passwords = Passwords(self.auth.bcrypt_cost, threads=2)
+        self.guesses = Guesses(self.db, self.guessing)
         factors = Factors(b"a key of exactly thirty-two byte", self.clock)
         self.sessions = Sessions(
             self.db,
             self.tokens,
             self.passwords,
+            self.guesses,
             self.auth,
             self.clock,
             factors=factors,
@@ -60,7 +65,7 @@ class Office:
         )
         settings = Settings(auth=self.auth)
         self.proofs = Proofs(Mail(self.db, settings, Metrics()), settings, b"a secret for codes")
-        self.accounts = Accounts(self.db, self.passwords, self.sessions, self.proofs)
+        self.accounts = Accounts(self.db, self.passwords, self.guesses, self.sessions, self.proofs)
         self.signups = Signups(
             self.db, self.passwords, self.sessions, self.proofs, self.auth, self.clock
         )
