@@ -22,7 +22,9 @@ from itdesk.errors import Conflict, DeskError, NotFound
 from itdesk.hookspecs import JobType
 from itdesk.model import Caller, Role
 from itdesk.store import backups
+from tests.desk.test_mail import queued, work
 from tests.support.desk import Bench, bench_on
+from tests.support.smtp import MailServer
 
 
 @pytest.fixture
@@ -265,6 +267,38 @@ async def _settled(bench: Bench) -> tuple[Any, Any]:
         statements = backups.settling(uuid4(), bench.desk.clock.now(), tables=names)
         await tx.conn.execute(statements)
         return None, await backups.pause(tx.conn)
+
+
+async def test_mail_sent_before_the_mark_is_never_sent_again_and_what_was_owed_is(
+    database_url: str,
+    fresh_database: Callable[[], Awaitable[str]],
+    target: Path,
+    mail_server: MailServer,
+) -> None:
+    """O-09: 0 mails resent after resume; queued ones go out then, or are dropped by --drop-mail."""
+    env = {"ITDESK_SCHEDULER__TOKEN_CLEANUP_SECONDS": "0", **mail_server.env()}
+    async with bench_on(database_url, **env) as bench:
+        await queued(bench, to="sent@example.org")
+        await work(bench)
+        assert [mail.recipients for mail in mail_server.mails] == [["sent@example.org"]]
+        await queued(bench, to="owed@example.org")
+        path, made = await bench.desk.backups.make(target)
+        assert made.facts.owed["emails"] == 1
+    for drop in (False, True):
+        mail_server.mails.clear()
+        url = await fresh_database()
+        await restoring.restore_database(url, path, made, silent)
+        async with bench_on(url, **env) as bench:
+            await restoring.finish(bench.desk.db, made)
+            await work(bench)
+            assert mail_server.mails == []
+            _, dropped = await restoring.resume(bench.desk.db, drop_mail=drop)
+            assert dropped == int(drop)
+            await work(bench)
+            sent = [] if drop else [["owed@example.org"]]
+            assert [mail.recipients for mail in mail_server.mails] == sent
+            left = "SELECT count(*) FROM jobs WHERE state IN ('waiting', 'leased')"
+            assert await bench.sql(f"{left} AND type = 'mail.deliver'") == 0
 
 
 async def test_the_age_of_the_last_good_backup_is_told(bench: Bench, target: Path) -> None:
