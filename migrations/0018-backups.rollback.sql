@@ -1,3 +1,5 @@
+DROP FUNCTION IF EXISTS rows_of(regclass);
+
 DROP INDEX IF EXISTS ix_events_audit;
 
 DROP INDEX IF EXISTS ix_events_about_user;

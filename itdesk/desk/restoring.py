@@ -65,12 +65,11 @@ async def require_empty(url: str, *, replace: bool) -> None:
                 f"{others} others are connected to the database. Stop itdesk everywhere (systemctl"
                 " stop itdesk) and try again."
             )
-        there = await backups.counts(conn)
+        there = await backups.tables(conn)
     if there and not replace:
-        shown = ", ".join(f"{there.get(name, 0)} {name}" for name in ("tickets", "users", "events"))
         raise Conflict(
-            f"The database is not empty ({shown}). Restore into an empty one; or, to destroy all"
-            f" that is in it, add {FORCE}."
+            f"The database is not empty: it has {len(there)} tables. Restore into an empty one; or,"
+            f" to destroy all that is in it, add {FORCE}."
         )
 
 
