@@ -24,15 +24,16 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import pluggy
 
-from itdesk.model import Caller, Event, ScanReason, Ticket
+from itdesk.model import Caller, Event, Role, ScanReason, Ticket
 
 if TYPE_CHECKING:
     from itdesk.api.route import Route
@@ -195,6 +196,90 @@ class Mailer(Protocol):
         """Do all but send a mail and return what was found; a DeskError says what to mend."""
 
 
+class SignInProblem(StrEnum):
+    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
+
+    NOT_CONFIGURED = "oauth_not_configured"
+    DENIED = "oauth_denied"
+    STATE = "oauth_state_invalid"
+    ANSWER = "oauth_response_invalid"
+    CODE = "oauth_code_invalid"
+    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
+    EMAIL = "oauth_email_not_verified"
+    DOMAIN = "oauth_domain_not_allowed"
+    REFUSED = "oauth_sign_in_refused"
+    UNAVAILABLE = "oauth_unavailable"
+    SECOND_FACTOR = "oauth_second_factor_required"
+
+
+class SignInRefused(Exception):
+    """Nobody is signed in: the problem is for the browser, the reason for the operator's log.
+
+    A reason says what was wrong and never quotes it: codes and tokens stay out of logs.
+    """
+
+    def __init__(self, problem: SignInProblem, reason: str):
+        super().__init__(reason)
+        self.problem = problem
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SignInAttempt:
+    """What one attempt to sign in is known by; all of it comes from a secret of the browser.
+
+    `state` is also what the provider must send back; the desk compares it. Nobody but the browser
+    can tell the three from one another's value, and nobody knows them a second time.
+    """
+
+    state: str
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+    redirect_uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """An account elsewhere that somebody proved to have; `role` None leaves roles to the desk.
+
+    `email_verified` is True only when the provider vouches for the address: the desk links by it.
+    """
+
+    issuer: str
+    subject: str
+    email: str
+    email_verified: bool
+    name: str = ""
+    picture: str | None = None
+    role: Role | None = None
+
+
+@runtime_checkable
+class IdentityProvider(Protocol):
+    """Somebody else who knows people: an OpenID provider, for instance.
+
+    Both steps raise `SignInRefused`, or `itdesk.errors.Unavailable` when the provider is out, and
+    keep a deadline of their own. State, linking and sessions are the desk's.
+    """
+
+    name: str
+    label: str
+    """What the button to it says."""
+    redirect_uri: str | None
+    """Where it sends browsers back to; None: /api/auth/<name>/callback of this desk."""
+    creates_accounts: bool | None
+    """Whether people without an account get one; None: as `auth.allow_registration` says."""
+
+    async def begin(self, attempt: SignInAttempt) -> str:
+        """Return where the browser goes to sign in."""
+
+    async def finish(self, attempt: SignInAttempt, answer: Mapping[str, str]) -> Identity:
+        """Return who came back, from what the browser brought along in the query."""
+
+    async def check(self) -> None:
+        """Try for real; raise a DeskError that says what to mend."""
+
+
 class RetryLater(Exception):
     """A job could not be done yet: try it again after so many seconds, and no sooner.
 
@@ -303,6 +388,11 @@ def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
 @hookspec
 def itdesk_mailer(desk: "Desk") -> Mailer | None:
     """Return what sends mail; of several the one of the plugin that `mail.plugin` names does."""
+
+
+@hookspec
+def itdesk_identity(desk: "Desk") -> IdentityProvider | None:
+    """Return the provider of identities that people may sign in by; its name is the plugin's."""
 
 
 @hookspec

@@ -1,5 +1,5 @@
 -- Backups, what waits after one was restored, and names that leave the journal with their person.
--- depends: 0014-limits
+-- depends: 0015-identities
 
 CREATE TABLE IF NOT EXISTS backup_runs (
     id uuid CONSTRAINT pk_backup_runs PRIMARY KEY DEFAULT gen_random_uuid(),

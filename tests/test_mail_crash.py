@@ -90,14 +90,14 @@ async def test_kills_around_sending_lose_no_mail_and_repeat_it_under_its_id(
 QUEUE = """
 import asyncio, os, sys
 from pathlib import Path
-from itdesk import daemon
+from itdesk import assembly, daemon
 from itdesk.config import load
 from itdesk.model import MailKind
 from itdesk.runtime import failpoints
 
 async def main(state_dir, point):
     settings = load(state_dir=Path(state_dir), environ=os.environ)
-    async with daemon.open_desk(settings, os.environ["DATABASE_URL"]) as desk:
+    async with assembly.open_desk(settings, os.environ["DATABASE_URL"]) as desk:
         failpoints.arm(point)
         async with desk.db.transaction() as tx:
             values = {"name": "Jo", "link": "https://x.org", "hours": 2}

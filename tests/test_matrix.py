@@ -44,6 +44,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "token": FOUR,
     "project": TWO,
     "asset": TWO,
+    "provider": TWO,
+    "identity-link": FOUR,
     "upload-link": TWO,
     "download-link": TWO,
     "waiting-job": TWO,
@@ -165,6 +167,8 @@ class World:
                 return {**await self.file("user", "other"), "ticket": own["id"]}
             case "user":
                 return {"id": await self._account(caller, kind)}
+            case "identity-link":
+                return await self._identity(await self._account(caller, kind))
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
@@ -211,7 +215,8 @@ class World:
                 return {"signed": "bm90aGluZw.bm90aGluZw"}
             case "crossed-file":
                 return {"ticket": self.objects[caller, "ticket"]["ticket"], "id": gone}
-        return {"ticket": gone, "id": gone, "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
+        return {"ticket": gone, "id": gone, "provider": "nobody", "identity": gone,
+                "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
                 "release": self.asset.split("/")[-2]}  # fmt: skip
 
     def named(self, ticket: Any) -> Places:
@@ -225,6 +230,8 @@ class World:
         lasting = ("-link", "-job", "-mail", "token", "workflow", "workflow-target")
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
+        if thing == "provider":
+            return {"provider": "google"}
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
         whose = kind if kind in ("team", "other") else caller
@@ -250,6 +257,17 @@ class World:
             VALUES ('matrix@example.org', 'x', 'x', 'notification', 'failed') RETURNING id::text"""
         try:
             return str(await conn.fetchval(query))
+        finally:
+            await conn.close()
+
+    async def _identity(self, user_id: str) -> Places:
+        """Return an account elsewhere that this person signs in by."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        issuer = f"https://{uuid4().hex}.example.org"
+        query = """INSERT INTO user_identities (user_id, provider, issuer, subject, email)
+            VALUES ($1::uuid, 'oidc', $2, 'x', 'x@example.org') RETURNING id::text"""
+        try:
+            return {"id": user_id, "identity": await conn.fetchval(query, user_id, issuer)}
         finally:
             await conn.close()
 
@@ -422,6 +440,7 @@ async def ask(
     elif entry.get("sends") == "file":
         how["data"], headers["Content-Type"] = TEXT, "text/plain"
     url = world.live.url + path.format(**{"client_id": "matrix", **places})
+    how["allow_redirects"] = False
     async with session.request(method, url, headers=headers, **how) as response:
         answer = Answer(response.status, response.headers, await response.read())
     return Asked(caller, kind, method, path, answer)
@@ -519,6 +538,8 @@ def test_the_policy_is_whole() -> None:
             "release",
             "file",
             "client_id",
+            "provider",
+            "identity",
         }
         assert entry.get("object", "") in KINDS
 

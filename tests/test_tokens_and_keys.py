@@ -10,8 +10,8 @@ import jwt
 import pytest
 from aiohttp import ClientSession
 
-from itdesk.runtime.clock import Clock
-from tests.support.authenticator import code_at, wrong_code
+from tests.support import authenticator
+from tests.support.authenticator import code_at, now, wrong_code
 from tests.support.daemon import PASSWORD, Answer, Live, Person, live_on, make_daemon, wait
 from tests.support.load import eventually
 from tests.support.postgres import Server
@@ -50,23 +50,16 @@ async def script(owner: Person, scope: str, **more: Any) -> Person:
     return Person(owner.base, made["token"], made["id"])
 
 
-def now() -> float:
-    return Clock().now().timestamp()
-
-
 async def next_step(used: float) -> float:
     """Return the time once a code made then has not been used: the next one may be ahead."""
     return max(now(), used + 30)
 
 
 async def enrol(person: Person) -> tuple[str, list[str], float]:
-    """Set up a second factor; return its secret, the recovery codes and when it was used."""
-    proposal = (await person.post("/auth/totp/enrol", {"password": PASSWORD})).expect(200)
-    at = now()
-    code = {"code": code_at(proposal["secret"], at)}
-    codes = (await person.post("/auth/totp/confirm", code)).expect(200)["recovery_codes"]
-    SECRETS.extend([proposal["secret"], *codes])
-    return proposal["secret"], codes, at
+    """Set up a second factor, no part of which may ever be logged."""
+    secret, codes, at = await authenticator.enrol(person)
+    SECRETS.extend([secret, *codes])
+    return secret, codes, at
 
 
 async def challenge(live: Live, email: str, path: str = "/auth/login", **more: str) -> Answer:

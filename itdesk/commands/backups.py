@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from itdesk import daemon
+from itdesk import assembly
 from itdesk.commands.context import FAILURE, Context, run
 from itdesk.commands.progress import Bar
 from itdesk.config import Settings
@@ -173,7 +173,7 @@ def restore(context: Context, directory: Path, replace_everything: bool) -> None
         with Bar() as bar:
             await on_disk.check(directory, made, bar.tell)
             _restore_keys(settings, directory, made)
-            async with daemon.database_url(settings) as url:
+            async with assembly.database_url(settings) as url:
                 replace = replace_everything
                 if not await restoring.unfinished(url, made):
                     await restoring.require_empty(url, replace=replace)
@@ -199,7 +199,7 @@ async def _require_empty_storage(settings: Settings, url: str, made: Manifest) -
     storing = ("filesystem", "s3")
     plugins = {name: raw for name, raw in settings.plugins.items() if name in storing}
     alone = settings.model_copy(update={"plugins": plugins})
-    async with daemon.open_desk(alone, url) as desk:
+    async with assembly.open_desk(alone, url) as desk:
         await restoring.require_empty_storage(desk.storage, made)
 
 

@@ -21,7 +21,7 @@ import asyncpg
 import click
 import orjson
 
-from itdesk import __version__, daemon
+from itdesk import __version__, assembly
 from itdesk.commands.context import Context, run
 from itdesk.commands.operation import findings
 from itdesk.config import Settings, mask_url, show
@@ -127,7 +127,7 @@ async def _doctor(context: Context, settings: Settings) -> str:
 
 
 async def _database(settings: Settings) -> str:
-    async with daemon.database_url(settings) as url:
+    async with assembly.database_url(settings) as url:
         conn: Any = await asyncpg.connect(url, timeout=_ASK_SECONDS)
         try:
             await conn.set_type_codec(

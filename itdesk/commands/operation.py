@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import orjson
 
-from itdesk import daemon
+from itdesk import assembly, daemon
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
 from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
@@ -173,14 +173,14 @@ def doctor(context: Context) -> None:
 
 async def findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
     """Try every configured part for real; the desk only when its database is well."""
-    async with daemon.database_url(settings) as url:
+    async with assembly.database_url(settings) as url:
         well = True
         findings = doctors.examine_database(url, production=settings.production)
         async for finding in findings:
             well = well and (finding.ok or finding.part == "accounts")
             yield finding
         if well:
-            async with daemon.open_desk(settings, url) as desk:
+            async with assembly.open_desk(settings, url) as desk:
                 async for finding in doctors.examine(desk):
                     yield finding
 

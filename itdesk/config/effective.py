@@ -31,6 +31,7 @@ ADDRESSES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "jira": (("base_url",),),
         "ollama": (("base_url",),),
         "google": (("client_id",),),
+        "oidc": (("issuer", "client_id"),),
     }
 )
 

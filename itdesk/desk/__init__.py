@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from itdesk.desk.backups import Backups
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
+    from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
@@ -83,6 +84,7 @@ class Desk:
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)
     automation: Automation = field(init=False)
+    identities: Identities = field(init=False)
     runtime: Health = field(init=False)
 
     async def readiness(self) -> dict[str, Any]:

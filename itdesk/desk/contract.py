@@ -10,7 +10,15 @@ from pydantic import BaseModel, Field, ValidationError
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
 from itdesk.errors import ConfigError, DeskError
-from itdesk.hookspecs import Health, JobType, Mailer, ScanEngine, Schedule, Storage
+from itdesk.hookspecs import (
+    Health,
+    IdentityProvider,
+    JobType,
+    Mailer,
+    ScanEngine,
+    Schedule,
+    Storage,
+)
 from itdesk.runtime.log import redacted
 
 API = 1
@@ -126,6 +134,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
     "itdesk_mailer": _a(Mailer),
+    "itdesk_identity": _a(IdentityProvider),
     "itdesk_routes": _list(
         "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
     ),

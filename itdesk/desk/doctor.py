@@ -92,6 +92,12 @@ async def examine(desk: Desk) -> AsyncIterator[Finding]:
             yield Finding(name, False, "; ".join(weak), remedy)
     if desk.mail.on:
         yield await _mail(desk)
+    for name, provider in desk.identities.providers.items():
+        try:
+            await provider.check()
+            yield Finding(f"sign-in by {name}", True, "its keys are usable, it knows this client")
+        except DeskError as exc:
+            yield Finding(f"sign-in by {name}", False, exc.message, f"see [plugins.{name}]")
     for name, health in (await desk.plugins.health()).items():
         remedy = f"see [plugins.{name}] and the log"
         yield Finding(f"plugin {name}", health.ok, health.reason or "loaded", remedy)

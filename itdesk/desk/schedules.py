@@ -155,6 +155,7 @@ async def clean_up(
         "resets": cleanup.delete_expired_resets,
         "challenges": cleanup.delete_expired_challenges,
         "api_tokens": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
+        "sign_ins": cleanup.delete_expired_sign_ins,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "counts": cleanup.delete_expired_counts,
         "guesses": cleanup.delete_expired_guesses,

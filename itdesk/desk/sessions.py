@@ -137,14 +137,19 @@ class Sessions:
         *,
         address: str = "",
         user_agent: str = "",
+        provider: str | None = None,
     ) -> SignedIn | Challenge:
         """Let in whoever proved to be this person, by whatever means: the one door there is.
+
+        `provider` names the identity provider that vouches for them, if one does.
 
         Returns a challenge instead of tokens to who has a second factor. The caller commits in
         either case, and only then hands out what it got.
         """
         if not await self._factors.are_asked_of(tx.conn, account.user.id):
-            return await self._start(tx, account, Source.API, address, user_agent)
+            return await self._start(
+                tx, account, Source.API, address, user_agent, provider=provider
+            )
         token, digest = CHALLENGE.new()
         now, seconds = self._clock.now(), self._settings.challenge_seconds
         await factor_rows.challenge(
@@ -275,6 +280,8 @@ class Sessions:
         source: Source,
         address: str,
         user_agent: str,
+        *,
+        provider: str | None = None,
     ) -> SignedIn:
         token, digest = new_refresh_token()
         session_id, now = new_id(), self._clock.now()
@@ -295,6 +302,8 @@ class Sessions:
             raise _wrong_credentials()
         caller = _as_caller(account.user, source, session_id)
         about = {"session_id": str(session_id), "address": address}
+        if provider is not None:
+            about["provider"] = provider
         tx.record(Event.by(caller, "auth.login", data=about))
         return self._signed_in(account.user, session_id, token, expires_at, now)
 

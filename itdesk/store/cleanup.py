@@ -51,6 +51,17 @@ async def delete_expired_challenges(conn: Any, limit: int) -> int:
     return _count(await conn.execute(query, limit))
 
 
+async def delete_expired_sign_ins(conn: Any, limit: int) -> int:
+    """Delete sign-ins by accounts elsewhere that were begun and never finished."""
+    query = """
+        DELETE FROM oauth_states WHERE state_hash IN (
+            SELECT state_hash FROM oauth_states
+            WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
 async def delete_expired_api_tokens(conn: Any, limit: int, *, days: int) -> int:
     """Delete API tokens that expired so many days ago; until then their owner sees why."""
     query = """
