@@ -30,6 +30,13 @@ SIGNS = "desks/"
 COPIES = 4
 FORCE = "--replace-everything"
 
+# The dump does not make the schema itself: every database has it.
+_EMPTIED = b"""BEGIN;
+SET LOCAL client_min_messages = warning;
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+"""
+
 log = get_logger("backup")
 
 
@@ -107,8 +114,7 @@ async def restore_database(url: str, path: Path, made: Manifest, progress: Progr
         pgtools.running(unpack, environ) as script,
         pgtools.running(load, environ, reads=True) as psql,
     ):
-        # The schema of a fresh database is PostgreSQL's own: the dump does not make it again.
-        await psql.feed(b"BEGIN;\nDROP SCHEMA public CASCADE;\nCREATE SCHEMA public;\n")
+        await psql.feed(_EMPTIED)
         async for chunk in script.chunks():
             done += len(chunk)
             progress("database", done, 0)

@@ -24,7 +24,7 @@ from itdesk.store.migrations import plain_url
 _DEBIAN = Path("/usr/lib/postgresql")
 _NEEDED = ("pg_dump", "pg_restore", "psql")
 _SERVICE = "itdesk"
-_LAST_WORDS = 2000
+_LAST_WORDS = 400
 _LEAVE_SECONDS = 10.0
 
 
@@ -141,8 +141,8 @@ class Running:
             with suppress(ConnectionError):
                 self._process.stdin.close()
         if await self._process.wait() != 0:
-            self._said.seek(0)
-            words = " ".join(self._said.read(_LAST_WORDS).decode(errors="replace").split())[:400]
+            self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _LAST_WORDS))
+            words = " ".join(self._said.read().decode(errors="replace").split())
             raise ToolFailed(f"{self._name} failed: {words or 'it said nothing'}")
 
 

@@ -211,12 +211,17 @@ async def test_only_an_empty_host_is_restored_onto(
 async def test_a_restore_that_fails_leaves_the_database_as_it_was(
     bench: Bench, target: Path, fresh_database: Callable[[], Awaitable[str]]
 ) -> None:
-    """All or nothing: a dump that breaks off in the middle destroys nothing."""
+    """All or nothing: a dump that breaks off, or the very last statement, destroys nothing."""
     await _with_file(bench)
+    await bench.sql("DROP TABLE login_challenges")
     path, made = await bench.desk.backups.make(target)
+    used = await fresh_database()
+    tables = {**made.facts.tables, "login_challenges": 0}
+    claims = made.model_copy(update={"facts": made.facts.model_copy(update={"tables": tables})})
+    with pytest.raises(DeskError, match="psql failed.*login_challenges"):
+        await restoring.restore_database(used, path, claims, silent)
     dump = path / on_disk.DUMP
     dump.write_bytes(dump.read_bytes()[: made.files[on_disk.DUMP].size * 2 // 3])
-    used = await fresh_database()
     with pytest.raises(DeskError, match="pg_restore failed"):
         await restoring.restore_database(used, path, made, silent)
     conn = await asyncpg.connect(used)
