@@ -348,7 +348,7 @@ class Schedule:
     """Work that is due once in every so many seconds, for all daemons together.
 
     Periods are counted from 1970 by the database's clock. After an outage the work is done once,
-    not once for each period missed. `run` is a job's handler: see JobType.
+    not once for each period missed. `run` is a job's handler, `outbound` as there: see JobType.
     """
 
     name: str

@@ -182,8 +182,10 @@ async def test_files_in_s3_are_backed_up_and_restored(
     await restoring.restore_database(empty_database_url, path, made, silent)
     async with bench_on(empty_database_url) as other:
         await restoring.restore_files(other.desk.storage, path, made, silent)
-        await restoring.finish(other.desk.db, made)
+        await restoring.finish(other.desk.db, other.desk.storage, made)
         assert await other.served(agent, file) == b"in a bucket"
+        _, again = await other.desk.backups.make(tmp_path)
+        assert again.lost == [] and again.objects == made.objects
 
 
 async def test_too_old_programs_are_refused_with_what_to_install() -> None:

@@ -22,8 +22,6 @@ from tests.support.daemon import SMALL_FILES, Daemon, Live, live_on, make_daemon
 from tests.support.load import Call, Crew, working
 from tests.support.postgres import Server
 
-CLIENTS, RATE = 4, 40.0
-
 
 @dataclass
 class Saved:
@@ -48,11 +46,13 @@ class Saved:
 
 
 @asynccontextmanager
-async def backed_up(live: Live, target: Path, *, before: int) -> AsyncIterator[Saved]:
+async def backed_up(
+    live: Live, target: Path, *, before: int, clients: int, rate: float
+) -> AsyncIterator[Saved]:
     """Lend a backup made beside a daemon that works, after so many calls and during others."""
-    people = [await live.person("agent") for _ in range(CLIENTS)]
+    people = [await live.person("agent") for _ in range(4)]
     offset = Clock().now().timestamp() - time.monotonic()
-    async with working(people, clients=CLIENTS, rate=RATE) as crew:
+    async with working(people, clients=clients, rate=rate) as crew:
         await crew.until(lambda call: call.acknowledged, times=before, seconds=60)
         done = await asyncio.to_thread(live.daemon.run, "backup", str(target))
         await crew.until(lambda call: call.acknowledged, times=5, seconds=60)
@@ -66,18 +66,26 @@ async def backed_up(live: Live, target: Path, *, before: int) -> AsyncIterator[S
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("clients", "rate", "before"),
+    [(4, 40.0, 60), pytest.param(20, 200.0, 4000, marks=pytest.mark.slow)],
+)
 async def test_under_load_nothing_acknowledged_before_the_mark_is_missing_after_the_restore(
     pg_server: Server,
     fresh_database: Callable[[], Awaitable[str]],
     empty_database_url: str,
     clamd: Clamd,
+    clients: int,
+    rate: float,
+    before: int,
 ) -> None:
     """O-09: rows and files are there, sessions are void, what goes out waits for the operator."""
     env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES}
     target = Path(tempfile.mkdtemp(prefix="itdesk-backups-", dir="/tmp"))
     try:
         async with running(make_daemon(await fresh_database(), **env)) as live:
-            async with backed_up(live, target, before=60) as saved:
+            working = backed_up(live, target, before=before, clients=clients, rate=rate)
+            async with working as saved:
                 pass
         other = make_daemon(empty_database_url, **env)
         try:

@@ -94,7 +94,10 @@ def _tell_secrets(settings: Settings, path: Path, made: Manifest) -> None:
 @click.argument("directory", type=_PATH)
 def list_backups(directory: Path) -> None:
     """Print the whole backups in DIRECTORY, the oldest first; unfinished ones are none."""
-    for path in on_disk.whole_backups(directory):
+    found = on_disk.whole_backups(directory)
+    if not found:
+        raise click.ClickException(f"There is no whole backup in {directory}.")
+    for path in found:
         try:
             made = on_disk.read(path)
         except on_disk.BackupBroken as exc:
@@ -182,7 +185,7 @@ def restore(context: Context, directory: Path, replace_everything: bool) -> None
                     await restoring.restore_database(url, directory, made, bar.tell)
                 async with context.desk(settings) as desk:
                     await restoring.restore_files(desk.storage, directory, made, bar.tell)
-                    return made, await restoring.finish(desk.db, made)
+                    return made, await restoring.finish(desk.db, desk.storage, made)
 
     made, owed = run(work())
     click.echo(f"restored: the desk is as it was at {made.made_at:%Y-%m-%d %H:%M:%S} UTC")

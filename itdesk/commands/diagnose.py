@@ -56,8 +56,12 @@ def diagnose(context: Context, file: Path | None) -> None:
             parts[name] = _clean(await _collected(collect))
         return parts
 
+    try:
+        target = path.open("xb")
+    except OSError as exc:
+        raise click.ClickException(f"{path} cannot be made: {exc.strerror}.") from exc
     parts = run(work())
-    with path.open("xb") as target, tarfile.open(fileobj=target, mode="w:gz") as bundle:
+    with target, tarfile.open(fileobj=target, mode="w:gz") as bundle:
         path.chmod(0o600)
         for name, text in parts.items():
             data = text.encode("utf-8", "backslashreplace")

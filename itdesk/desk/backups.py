@@ -23,7 +23,7 @@ from itdesk.desk import manifest as on_disk
 from itdesk.desk.attachments import quarantine_key
 from itdesk.desk.contract import reason
 from itdesk.desk.manifest import Entry, Facts, Lost, Manifest, Progress, Sink, silent
-from itdesk.errors import ConfigError, DeskError, NotFound, StorageFull, Unavailable
+from itdesk.errors import ConfigError, DeskError, NotFound, Unavailable
 from itdesk.hookspecs import Schedule, Storage
 from itdesk.model import new_id
 from itdesk.runtime.clock import Clock
@@ -43,6 +43,12 @@ OVERDUE_SECONDS = 900
 log = get_logger("backup")
 
 
+class BackupFailed(DeskError):
+    """The backup could not be written: make room or give the right to write, then try again."""
+
+    default_code = "E_BACKUP_FAILED"
+
+
 class Backups:
     """Makes backups, keeps the newest of them, and knows how old the last good one is."""
 
@@ -53,9 +59,10 @@ class Backups:
         self._storage = storage
         self._settings = settings
         self._clock = clock
+        self._since = clock.monotonic()
         self._age = metrics.gauge(
             "itdesk_backup_age_seconds",
-            "How old the last good backup is; since the first try when none was good.",
+            "How old the last good backup is; since the first try or start when there is none.",
         )
         self._ran = metrics.counter("itdesk_backup_runs_total", "Backups made here.", ["outcome"])
 
@@ -78,13 +85,10 @@ class Backups:
             host = socket.gethostname()
             await backups.begin_run(conn, run_id, directory=str(directory), host=host)
         try:
-            whole, made = await self._made(run_id, directory, with_secrets, progress)
+            whole, made = await self._written(run_id, directory, with_secrets, progress)
         except BaseException as exc:
             self._ran.labels("failed").inc()
-            await asyncio.shield(self._ended(run_id, 0, reason(exc) or "was interrupted"))
-            if isinstance(exc, OSError):
-                where = exc.filename or directory
-                raise StorageFull(f"The backup failed: {where}: {exc.strerror}.") from exc
+            await asyncio.shield(self._ended(run_id, 0, reason(exc)))
             raise
         error = f"{len(made.failures)} files are not in it" if made.failures else None
         await self._ended(run_id, len(made.failures), error)
@@ -94,6 +98,15 @@ class Backups:
                 log.info("backup removed", path=str(gone))
         log.info("backup made", path=str(whole), bytes=made.bytes, objects=len(made.objects))
         return whole, made
+
+    async def _written(
+        self, run_id: UUID, directory: Path, with_secrets: bool, progress: Progress
+    ) -> tuple[Path, Manifest]:
+        try:
+            return await self._made(run_id, directory, with_secrets, progress)
+        except OSError as exc:
+            where = exc.filename or directory
+            raise BackupFailed(f"The backup failed: {where}: {exc.strerror}.") from exc
 
     async def _ended(self, run_id: UUID, missing: int, error: str | None) -> None:
         try:
@@ -269,9 +282,14 @@ class Backups:
         """Bring the metric up to date and return what it rests on."""
         async with self._db.connection() as conn:
             last = await backups.last_runs(conn)
-        age = last.good_seconds if last.good_seconds is not None else last.first_seconds
-        self._age.set(age or 0.0)
+        self._age.set(self._old(last))
         return last
+
+    def _old(self, last: LastRuns) -> float:
+        """Return how old the last good backup is, or for how long there should have been one."""
+        if last.good_seconds is not None:
+            return last.good_seconds
+        return max(last.first_seconds or 0.0, self._clock.monotonic() - self._since)
 
     async def problem(self) -> str:
         """Say what an operator should know of the backups; nothing when all is well or none are
@@ -280,10 +298,9 @@ class Backups:
             return ""
         last = await self.measure()
         limit = self.planned.seconds * OVERDUE + OVERDUE_SECONDS
-        age = last.good_seconds if last.good_seconds is not None else last.first_seconds
         if last.failed_since is not None:
             return f"the last backup failed: {last.failed_since}"
-        if age is not None and age > limit:
+        if (age := self._old(last)) > limit:
             return f"the last good backup is {age / 3600:.1f} hours old; see the log"
         return ""
 

@@ -157,9 +157,11 @@ async def restore_files(storage: Storage, path: Path, made: Manifest, progress: 
     await storage.delete(f"{SIGNS}{made.facts.journal['epoch']}")
 
 
-async def finish(db: Database, made: Manifest) -> dict[str, int]:
-    """Note that the restore is whole; return what waits to go out."""
+async def finish(db: Database, storage: Storage, made: Manifest) -> dict[str, int]:
+    """Note that the restore is whole, and where its files are now; return what waits to go out."""
     async with db.transaction() as tx:
+        lost = [each.attachment for each in made.lost]
+        await backups.rehouse(tx.conn, storage.name, but=lost)
         await backups.files_restored(tx.conn)
         about = {"backup_id": str(made.id), "made_at": made.made_at.isoformat()}
         tx.record(Event.by(SYSTEM, "backup.restored", data=about))

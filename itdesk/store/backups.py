@@ -222,6 +222,15 @@ async def files_restored(conn: Any) -> None:
     await conn.execute("UPDATE outbound_pause SET files_at = now() WHERE files_at IS NULL")
 
 
+async def rehouse(conn: Any, storage: str, *, but: Sequence[UUID]) -> None:
+    """Note that all files but these are in this storage now."""
+    query = """
+        UPDATE attachments SET storage = $1
+        WHERE storage IS DISTINCT FROM $1 AND id <> ALL ($2::uuid[])
+    """
+    await conn.execute(query, storage, list(but), timeout=600)
+
+
 async def end_pause(conn: Any) -> Pause | None:
     """Let go out what waits; return the pause that there was."""
     query = "DELETE FROM outbound_pause RETURNING backup_id, backup_at, since, files_at"

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,11 +17,13 @@ import pytest_asyncio
 
 from itdesk.desk import manifest as on_disk
 from itdesk.desk import restoring
+from itdesk.desk.backups import BackupFailed, Backups
 from itdesk.desk.jobs import Job
 from itdesk.desk.manifest import BackupBroken, silent
 from itdesk.errors import Conflict, DeskError, NotFound
 from itdesk.hookspecs import JobType
 from itdesk.model import Caller, Role
+from itdesk.runtime.clock import Clock
 from itdesk.store import backups
 from tests.desk.test_mail import queued, work
 from tests.support.desk import Bench, bench_on
@@ -199,7 +202,7 @@ async def test_only_an_empty_host_is_restored_onto(
         await restoring.require_empty_storage(other.desk.storage, made)
         await restoring.restore_files(other.desk.storage, path, made, silent)
         await restoring.require_empty_storage(other.desk.storage, made)
-        await restoring.finish(other.desk.db, made)
+        await restoring.finish(other.desk.db, other.desk.storage, made)
         stranger = other.desk.upload_dir / "clean/tickets/x/y"
         stranger.parent.mkdir(parents=True)
         stranger.write_bytes(b"of somebody else")
@@ -294,7 +297,7 @@ async def test_mail_sent_before_the_mark_is_never_sent_again_and_what_was_owed_i
         url = await fresh_database()
         await restoring.restore_database(url, path, made, silent)
         async with bench_on(url, **env) as bench:
-            await restoring.finish(bench.desk.db, made)
+            await restoring.finish(bench.desk.db, bench.desk.storage, made)
             await work(bench)
             assert mail_server.mails == []
             _, dropped = await restoring.resume(bench.desk.db, drop_mail=drop)
@@ -306,12 +309,24 @@ async def test_mail_sent_before_the_mark_is_never_sent_again_and_what_was_owed_i
             assert await bench.sql(f"{left} AND type = 'mail.deliver'") == 0
 
 
+class _Tomorrow(Clock):
+    """A clock of which each look is hours after the one before."""
+
+    def __init__(self) -> None:
+        self._hours = count()
+
+    def monotonic(self) -> float:
+        return next(self._hours) * 10_000.0
+
+
 async def test_the_age_of_the_last_good_backup_is_told(bench: Bench, target: Path) -> None:
     """Readiness is degraded and a metric says so when none was made for too long."""
     settings = bench.desk.settings
     planned = settings.backup.model_copy(update={"directory": target, "seconds": 3600})
     object.__setattr__(settings, "backup", planned)
     assert await bench.desk.backups.problem() == ""
+    late = Backups(bench.desk.db, bench.desk.storage, settings, _Tomorrow(), bench.desk.metrics)
+    assert "hours old" in await late.problem()
     schedule = bench.desk.backups.schedule()
     assert (schedule.seconds, schedule.outbound) == (3600, False)
     await schedule.run(None)  # type: ignore[arg-type]
@@ -323,11 +338,12 @@ async def test_the_age_of_the_last_good_backup_is_told(bench: Bench, target: Pat
     target.chmod(0o500)
     shutil.rmtree(target)
     target.write_text("a file where the directory was")
-    with pytest.raises(DeskError):
+    with pytest.raises(BackupFailed, match=str(target)):
         await schedule.run(None)  # type: ignore[arg-type]
     target.unlink()
     target.mkdir()
     assert "failed" in await bench.desk.backups.problem()
+    assert str(target) in await bench.desk.backups.problem()
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../b", ""])
