@@ -9,6 +9,7 @@ from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts
 from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.attachments import Attachments, Rules
+from itdesk.desk.backups import Backups
 from itdesk.desk.engines import Engines
 from itdesk.desk.factors import Factors
 from itdesk.desk.guesses import Guesses
@@ -21,6 +22,7 @@ from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords
+from itdesk.desk.people import People
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
 from itdesk.desk.proofs import Proofs
@@ -29,6 +31,7 @@ from itdesk.desk.recommendations import Recommendations
 from itdesk.desk.recovery import Recovery
 from itdesk.desk.reports import Reports
 from itdesk.desk.rescans import Rescans
+from itdesk.desk.retention import Retention
 from itdesk.desk.rulebook import opened_rules
 from itdesk.desk.scans import Scans
 from itdesk.desk.schedules import Schedules, own_schedules
@@ -161,7 +164,9 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
 async def _open_files(desk: Desk, keys: Keys) -> None:
     """Give the desk its storage and its virus scanners, which plugins provide."""
     settings = desk.settings
-    storage = await _chosen_storage(desk)
+    desk.storage = storage = await _chosen_storage(desk)
+    desk.people = People(desk.db, storage, desk.sessions)
+    desk.backups = Backups(desk.db, storage, settings, desk.clock, desk.metrics)
     engines = await desk.plugins.scan_engines(desk)
     spool = settings.state_dir / "spool"
     try:
@@ -211,11 +216,13 @@ async def _open_work(desk: Desk) -> None:
     desk.schedules.register(
         *own_schedules(desk.db, desk.stats, desk.inventory, desk.recommendations, desk.settings)
     )
+    retention = Retention(desk.db, desk.attachments, desk.settings)
+    desk.schedules.register(desk.backups.schedule(), retention.schedule())
     desk.jobs.register(*desk.rescans.jobs())
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
     desk.schedules.register(desk.mail.schedule())
     desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
-    desk.jobs.gauges.append(desk.mail.waiting)
+    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure]
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

@@ -326,6 +326,8 @@ class JobType:
     asks of others, `async with job.sending()`, carries `job.key`, the same at every attempt, so
     that they can tell. It is cut after `timeout_seconds`; when it raises it is tried again, up to
     `attempts` times, after growing pauses. `concurrency` is how many each daemon runs at a time.
+    After a backup was restored, what is `outbound` waits until an operator resumes: say False only
+    of work that tells nobody outside of the desk anything.
     """
 
     name: str
@@ -334,6 +336,7 @@ class JobType:
     attempts: int = 5
     timeout_seconds: float = 60.0
     on_events: tuple[str, ...] = ()
+    outbound: bool = True
     when: Callable[[Event], bool] = _always
     lane: Callable[[Event], str | None] = _no_key
     args: Callable[[Event], Mapping[str, Any]] = _about
@@ -345,7 +348,7 @@ class Schedule:
     """Work that is due once in every so many seconds, for all daemons together.
 
     Periods are counted from 1970 by the database's clock. After an outage the work is done once,
-    not once for each period missed. `run` is a job's handler: see JobType.
+    not once for each period missed. `run` is a job's handler, `outbound` as there: see JobType.
     """
 
     name: str
@@ -353,6 +356,7 @@ class Schedule:
     run: "Callable[[Job], Awaitable[None]]"
     attempts: int = 3
     timeout_seconds: float = 300.0
+    outbound: bool = True
 
 
 @dataclass(frozen=True, slots=True)

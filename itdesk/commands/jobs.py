@@ -4,6 +4,7 @@ import click
 
 from itdesk.commands.accounts import OPERATOR
 from itdesk.commands.context import Context, run
+from itdesk.desk import restoring
 from itdesk.store.jobs import JobState, QueuedJob
 from itdesk.store.paging import Window
 
@@ -26,6 +27,9 @@ def list_jobs(context: Context, state: str | None, kind: str | None, limit: int)
     async def work() -> None:
         async with context.desk(settings) as desk:
             page = await desk.jobs.list(OPERATOR, Window(limit=limit), state=wanted, type=kind)
+            pause = await restoring.pause_of(desk.db)
+        if pause is not None:
+            click.echo("restored from a backup: what goes out waits for `itdesk resume`", err=True)
         for job in page.items:
             click.echo(_line(job))
 

@@ -147,7 +147,7 @@ def check(context: Context) -> None:
 
 
 async def _unwell(context: Context, settings: Settings) -> list[str]:
-    found = [finding async for finding in _findings(context, settings)]
+    found = [finding async for finding in findings(context, settings)]
     return [f"{f.part}: {f.said}: {f.remedy}" for f in found if not f.ok]
 
 
@@ -159,7 +159,7 @@ def doctor(context: Context) -> None:
 
     async def work() -> bool:
         well = True
-        async for finding in _findings(context, settings):
+        async for finding in findings(context, settings):
             mark = "ok  " if finding.ok else "FAIL"
             click.echo(f"{mark} {finding.part}: {finding.said}")
             if not finding.ok:
@@ -171,7 +171,8 @@ def doctor(context: Context) -> None:
         sys.exit(FAILURE)
 
 
-async def _findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
+async def findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
+    """Try every configured part for real; the desk only when its database is well."""
     async with assembly.database_url(settings) as url:
         well = True
         findings = doctors.examine_database(url, production=settings.production)

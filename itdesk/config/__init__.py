@@ -27,6 +27,7 @@ from itdesk.config.model import (
     RESERVED_PLUGIN_KEYS,
     Ai,
     Auth,
+    Backup,
     Database,
     Jobs,
     Limits,
@@ -35,6 +36,7 @@ from itdesk.config.model import (
     Mail,
     Metrics,
     PluginHost,
+    Retention,
     Scanner,
     Scheduler,
     Section,
@@ -46,7 +48,7 @@ from itdesk.config.model import (
 )
 from itdesk.config.names import ENVIRONMENT, MOVED
 from itdesk.config.rules import Report, check, problems_of, warnings_of
-from itdesk.config.secrecy import is_secret, secret_values
+from itdesk.config.secrecy import is_secret, mask_url, secret_values
 from itdesk.config.showing import show
 from itdesk.errors import ConfigError
 
@@ -54,6 +56,7 @@ __all__ = [
     "ADDRESSES",
     "Ai",
     "Auth",
+    "Backup",
     "Database",
     "ENVIRONMENT",
     "Jobs",
@@ -69,6 +72,7 @@ __all__ = [
     "RESERVED_PLUGIN_KEYS",
     "Rate",
     "Report",
+    "Retention",
     "SYSTEM_CONFIG",
     "Scanner",
     "Scheduler",
@@ -82,6 +86,7 @@ __all__ = [
     "find_config",
     "is_secret",
     "load",
+    "mask_url",
     "plugin_options",
     "secret_values",
     "show",

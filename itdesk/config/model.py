@@ -192,6 +192,21 @@ class Workflows(Section):
     target_networks: tuple[IPvAnyNetwork, ...] = ()
 
 
+class Backup(Section):
+    directory: Path | None = None
+    seconds: SecondsOrOff = 86_400
+    keep: Annotated[int, Field(ge=1, le=10_000)] = 14
+
+
+Days = Annotated[int, Field(ge=0, le=36_500)]
+
+
+class Retention(Section):
+    mail_bodies_days: Days = 0
+    audit_days: Days = 0
+    closed_attachments_days: Days = 0
+
+
 class Mail(Section):
     plugin: str | None = None
     desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
@@ -270,6 +285,8 @@ class Settings(Section):
     scanner: Scanner = Scanner()
     jobs: Jobs = Jobs()
     scheduler: Scheduler = Scheduler()
+    backup: Backup = Backup()
+    retention: Retention = Retention()
     workflows: Workflows = Workflows()
     mail: Mail = Mail()
     ai: Ai = Ai()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from itdesk.desk.api_tokens import ApiTokens
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
+    from itdesk.desk.backups import Backups
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.identities import Identities
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
     from itdesk.desk.notices import Notices
+    from itdesk.desk.people import People
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.reads import Reads
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
+    from itdesk.hookspecs import Storage
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -80,6 +83,9 @@ class Desk:
     reports: Reports
     recommendations: Recommendations
     upload_dir: Path
+    storage: Storage = field(init=False)
+    backups: Backups = field(init=False)
+    people: People = field(init=False)
     attachments: Attachments = field(init=False)
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)

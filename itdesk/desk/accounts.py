@@ -139,7 +139,7 @@ class Accounts:
         proved = await self._new_hash(caller, user_id, wanted)
         async with self._db.transaction() as tx:
             if user_id != caller.user_id or columns.keys() & {"role", "is_active"}:
-                await _require_another_admin(tx, caller, user_id, columns)
+                await require_another_admin(tx, caller, user_id, columns)
             before = await users.account(tx.conn, user_id, lock=True)
             changed = {n: v for n, v in columns.items() if getattr(before.user, n) != v}
             if proved is not None:
@@ -178,7 +178,7 @@ class Accounts:
         caller.require(Role.ADMIN, "delete accounts")
         user_id = _subject(caller, ref, "delete accounts")
         async with self._db.transaction() as tx:
-            await _require_another_admin(tx, caller, user_id, {"is_active": False})
+            await require_another_admin(tx, caller, user_id, {"is_active": False})
             await users.hold_assigned(tx.conn, user_id)
             user = await users.hold(tx.conn, user_id)
             if user_id == caller.user_id:
@@ -243,7 +243,7 @@ def _require_allowed(caller: Caller, wanted: Mapping[str, Any]) -> None:
             raise Forbidden(f"Only administrators may set {name}.", details={"field": name})
 
 
-async def _require_another_admin(
+async def require_another_admin(
     tx: Transaction, caller: Caller, user_id: UUID, wanted: Mapping[str, Any]
 ) -> None:
     """Hold all administrators, and raise Conflict if this change takes the last one away."""

@@ -114,13 +114,13 @@ class Automation:
     def job_types(self) -> tuple[JobType, ...]:
         """Return the kinds of jobs in which rules work."""
         return (
-            JobType(name=REACT, handle=self._react, concurrency=4, attempts=10),
-            JobType(name=REMIND, handle=self._remind, concurrency=2, attempts=10),
+            JobType(name=REACT, handle=self._react, concurrency=4, attempts=10, outbound=False),
+            JobType(name=REMIND, handle=self._remind, concurrency=2, attempts=10, outbound=False),
         )
 
     def schedule(self) -> Schedule:
         """Return the schedule that looks for tickets that stayed unchanged."""
-        return Schedule(name=LOOK, seconds=self._look_seconds, run=self._look)
+        return Schedule(name=LOOK, seconds=self._look_seconds, run=self._look, outbound=False)
 
     # --- events ---------------------------------------------------------------------------
 

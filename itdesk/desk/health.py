@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from itdesk.desk import Desk
+from itdesk.desk import Desk, restoring
 from itdesk.errors import DeskError
 
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
@@ -48,6 +48,8 @@ class Health:
             "plugins": await self._plugins_check(),
             "mail": await self._mail_check(),
             "actors": self._actors_check(),
+            "backup": await self._backup_check(),
+            "outbound": await self._outbound_check(),
         }
         statuses = {status for status, _ in checks.values()}
         worst = next((s for s in (UNAVAILABLE, DEGRADED) if s in statuses), OK)
@@ -80,6 +82,24 @@ class Health:
             return OK, ""
         reason = "; ".join(f"{name}: {why}" for name, why in ailing.items())
         return (UNAVAILABLE if required & ailing.keys() else DEGRADED), reason
+
+    async def _backup_check(self) -> Check:
+        try:
+            problem = await self._desk.backups.problem()
+        except DeskError as exc:
+            problem = exc.message
+        return (DEGRADED, problem) if problem else (OK, "")
+
+    async def _outbound_check(self) -> Check:
+        try:
+            pause = await restoring.pause_of(self._desk.db)
+        except DeskError as exc:
+            return DEGRADED, exc.message
+        if pause is None:
+            return OK, ""
+        if pause.files_at is None:
+            return DEGRADED, "a restore was not finished: run `itdesk restore` once more"
+        return DEGRADED, "restored from a backup: no mail or request goes out until `itdesk resume`"
 
     async def _mail_check(self) -> Check:
         """Mail that waits makes nobody else wait: it is told, not unavailable."""

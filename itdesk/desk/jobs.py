@@ -181,7 +181,7 @@ class Jobs:
     async def claim(self, running: Mapping[str, int], *, suspects: bool = True) -> list[Held]:
         """Take as many due jobs as may run beside those that do; `suspects` as in `is_suspect`."""
         room = [
-            Room(kind.name, slots, kind.attempts)
+            Room(kind.name, slots, kind.attempts, kind.outbound)
             for kind in self._types.values()
             if (slots := kind.concurrency - running.get(kind.name, 0)) > 0
         ]

@@ -73,6 +73,7 @@ class Notices:
         """Return the kind of job that writes an event's mails; none is queued without a mailer."""
         return JobType(
             name=NOTIFY,
+            outbound=False,
             handle=self._notify,
             on_events=_EVENTS if self._mail.on else (),
             when=_matters,

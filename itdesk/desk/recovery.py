@@ -74,7 +74,7 @@ class Recovery:
 
     def jobs(self) -> tuple[JobType, ...]:
         """Return the kinds of jobs that mail links."""
-        return (JobType(name=FORGOT, handle=self._forgot, concurrency=ABREAST),)
+        return (JobType(name=FORGOT, handle=self._forgot, concurrency=ABREAST, outbound=False),)
 
     async def _forgot(self, job: Job) -> None:
         email = job.read(MailTo).email

@@ -166,7 +166,7 @@ class Rescans:
 
     def jobs(self) -> tuple[JobType, ...]:
         """Return the durable work that a recall may leave."""
-        return (JobType(name=WITHDRAW, handle=self._withdraw_by_job, attempts=30),)
+        return (JobType(name=WITHDRAW, handle=self._withdraw_by_job, attempts=30, outbound=False),)
 
     async def _examine(self, held: Claim) -> Outcome:
         assert held.clean_key is not None

@@ -100,6 +100,7 @@ class Schedules:
             handle=handle,
             attempts=schedule.attempts,
             timeout_seconds=schedule.timeout_seconds,
+            outbound=schedule.outbound,
         )
 
 
@@ -138,10 +139,20 @@ def own_schedules(
 
     seconds = settings.scheduler
     return (
-        Schedule(name="daily_stats", seconds=seconds.daily_stats_seconds, run=count),
-        Schedule(name="ticket_counts", seconds=seconds.ticket_counts_seconds, run=sum_up),
-        Schedule(name="recommendations", seconds=seconds.recommendations_seconds, run=recommend),
-        Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean),
+        Schedule(
+            name="daily_stats", seconds=seconds.daily_stats_seconds, run=count, outbound=False
+        ),
+        Schedule(
+            name="ticket_counts", seconds=seconds.ticket_counts_seconds, run=sum_up, outbound=False
+        ),
+        Schedule(
+            name="recommendations",
+            seconds=seconds.recommendations_seconds,
+            run=recommend,
+            outbound=False,
+        ),
+        Schedule(name="cleanup", seconds=seconds.token_cleanup_seconds, run=clean, outbound=False),
+        # Left as outbound: whoever has just restored a desk wants nothing removed by itself.
         Schedule(
             name="storage_verify",
             seconds=seconds.storage_verify_seconds,

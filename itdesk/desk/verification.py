@@ -98,7 +98,7 @@ class Verification:
 
     def jobs(self) -> tuple[JobType, ...]:
         """Return the kinds of jobs that mail links."""
-        return (JobType(name=RESEND, handle=self._resend, concurrency=ABREAST),)
+        return (JobType(name=RESEND, handle=self._resend, concurrency=ABREAST, outbound=False),)
 
     async def _resend(self, job: Job) -> None:
         email = job.read(MailTo).email

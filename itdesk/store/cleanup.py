@@ -5,6 +5,7 @@ its deadline, however long nobody cleaned up.
 """
 
 from typing import Any
+from uuid import UUID
 
 
 async def delete_expired_sessions(conn: Any, limit: int) -> int:
@@ -119,6 +120,45 @@ async def delete_never_uploaded(conn: Any, limit: int, *, days: int) -> int:
         )
     """
     return _count(await conn.execute(query, limit, days))
+
+
+async def forget_mail_bodies(conn: Any, limit: int, *, days: int) -> int:
+    """Forget what mails said that were settled and are older than so many days."""
+    query = """
+        UPDATE emails SET body_text = '', body_html = NULL WHERE id IN (
+            SELECT id FROM emails
+            WHERE status <> 'queued' AND (body_text <> '' OR body_html IS NOT NULL)
+              AND created_at < now() - make_interval(days => $2)
+            ORDER BY created_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit, days))
+
+
+async def delete_audit(conn: Any, limit: int, *, days: int) -> int:
+    """Delete numbered events about no ticket that are older than so many days."""
+    query = """
+        DELETE FROM events WHERE id IN (
+            SELECT id FROM events
+            WHERE ticket_id IS NULL AND seq IS NOT NULL
+              AND created_at < now() - make_interval(days => $2)
+            ORDER BY created_at LIMIT $1
+        )
+    """
+    await conn.execute("SET LOCAL itdesk.erase = 'on'")
+    deleted = _count(await conn.execute(query, limit, days))
+    await conn.execute("SET LOCAL itdesk.erase = 'off'")
+    return deleted
+
+
+async def files_of_closed(conn: Any, limit: int, *, days: int) -> list[UUID]:
+    """Return files of tickets that have been closed for so many days."""
+    query = """
+        SELECT f.id FROM tickets t JOIN attachments f ON f.ticket_id = t.id
+        WHERE t.status = 'closed' AND t.closed_at < now() - make_interval(days => $2)
+        ORDER BY f.id LIMIT $1
+    """
+    return [row["id"] for row in await conn.fetch(query, limit, days)]
 
 
 def _count(tag: str) -> int:

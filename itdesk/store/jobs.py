@@ -75,6 +75,7 @@ class Room:
     type: str
     slots: int
     attempts: int
+    outbound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,16 @@ async def claim(
 ) -> list[Held]:
     """Take the first due jobs of each type that nobody holds; each gets a new epoch.
 
-    Of a lane only the first unfinished job is due, and none while another one is held. A job that
-    outlived two claimers may be what killed them: only one such is taken, and only with `suspects`.
+    Of a lane only the first unfinished job is due, and none while another one is held; of outbound
+    jobs none is while a restored desk is paused. A job that outlived two claimers may be what
+    killed them: only one such is taken, and only with `suspects`.
     """
     query = """
         WITH room AS (
             SELECT type, slots, attempts
-            FROM unnest($1::text[], $2::int[], $3::int[]) AS r (type, slots, attempts)
+            FROM unnest($1::text[], $2::int[], $3::int[], $7::bool[])
+                 AS r (type, slots, attempts, outbound)
+            WHERE NOT (outbound AND EXISTS (SELECT 1 FROM outbound_pause))
         ), suspect AS MATERIALIZED (
             SELECT j.id FROM jobs j JOIN room r ON r.type = j.type
             WHERE $6 AND j.state = 'leased' AND j.lease_until <= now()
@@ -219,6 +223,7 @@ async def claim(
         owner,
         lease_seconds,
         suspects,
+        [r.outbound for r in room],
     )
     return [
         Held(

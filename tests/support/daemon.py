@@ -107,11 +107,13 @@ class Daemon:
             if self.process.stdout is not None:
                 self.process.stdout.close()
 
-    def run(self, *arguments: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *arguments: str, stdin: str | None = None, seconds: float = 120.0
+    ) -> "subprocess.CompletedProcess[str]":
         """Run another itdesk command on the same state directory and settings."""
         return subprocess.run(
             [sys.executable, "-m", "itdesk", "--state-dir", str(self.state_dir), *arguments],
-            env=self.environ(), input=stdin, capture_output=True, text=True, timeout=120,
+            env=self.environ(), input=stdin, capture_output=True, text=True, timeout=seconds,
             check=False,
         )  # fmt: skip
 
