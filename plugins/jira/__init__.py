@@ -1,0 +1,1 @@
+"""The mirror of Jira: what it says becomes tickets."""
