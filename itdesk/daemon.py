@@ -32,6 +32,7 @@ from itdesk.desk.health import Health
 from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
+from itdesk.desk.mirror import Mirror
 from itdesk.desk.passwords import Passwords, random_password
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.projects import Projects
@@ -141,6 +142,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
                 forget_files=forget_files,
             ),
             journal=Journal(db),
+            mirror=Mirror(db, clock),
             jobs=jobs,
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
@@ -205,6 +207,7 @@ async def _open_work(desk: Desk) -> None:
     """Tell the desk what must happen after a change, and what periodically."""
     desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
     desk.jobs.register(*desk.rescans.jobs())
+    desk.trackers = await desk.plugins.trackers(desk)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

@@ -25,12 +25,14 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
 from itdesk.model import Caller, Event, ScanReason, Ticket
+from itdesk.remote import Mirrored, Reconciled
 
 if TYPE_CHECKING:
     from itdesk.api.route import Route
@@ -159,6 +161,29 @@ class ScanEngine(Protocol):
         """
 
 
+@runtime_checkable
+class Tracker(Protocol):
+    """A remote issue tracker that the desk mirrors, at /api/v1/integrations/<name>/.
+
+    What it learns it tells `desk.mirror`. It raises `itdesk.errors.DeskError`s only: BadRequest
+    for a body that it cannot read, UpstreamFailed when the tracker is out.
+    """
+
+    name: str
+    connected: bool
+    """Whether the tracker can be asked, and not only listened to."""
+    secret: bytes
+    """What the bodies of webhooks are signed with (HMAC-SHA256), or nothing."""
+
+    async def receive(
+        self, body: Any, headers: Mapping[str, str], *, digest: str, request_id: str | None
+    ) -> Mirrored:
+        """Write a webhook into tickets; `digest` is the same for the same bytes."""
+
+    async def reconcile(self, *, since: datetime | None, project_key: str | None) -> Reconciled:
+        """Compare what changed over there since a time, or since the last run."""
+
+
 class RetryLater(Exception):
     """A job could not be done yet: try it again after so many seconds, and no sooner.
 
@@ -252,6 +277,11 @@ def itdesk_storage(desk: "Desk") -> Storage | None:
 @hookspec
 def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
     """Return the virus scanner that this plugin provides; all engines must agree on CLEAN."""
+
+
+@hookspec
+def itdesk_tracker(desk: "Desk") -> Tracker | None:
+    """Return the remote issue tracker whose issues this plugin mirrors as tickets."""
 
 
 @hookspec

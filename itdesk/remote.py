@@ -64,12 +64,16 @@ class RemoteIssue:
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """What became of a telling: the ticket, if there is one, and whether it was made or changed."""
+    """What became of a telling: the ticket, if there is one, and whether it was made or changed.
+
+    `status` is ok, or duplicate or ignored when there was nothing to look at.
+    """
 
     key: str
     ticket_id: UUID | None
     created: bool = False
     updated: bool = False
+    status: str = "ok"
 
 
 @dataclass(frozen=True, slots=True)

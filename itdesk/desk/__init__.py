@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.mirror import Mirror
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
     from itdesk.desk.rescans import Rescans
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.hookspecs import Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -43,6 +45,7 @@ class Desk:
     projects: Projects
     tickets: Tickets
     journal: Journal
+    mirror: Mirror
     jobs: Jobs
     schedules: Schedules
     stats: Statistics
@@ -52,6 +55,7 @@ class Desk:
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
     runtime: Health = field(init=False)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     async def readiness(self) -> dict[str, Any]:
         """Return whether requests can be served, and how every part is."""

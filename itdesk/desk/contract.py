@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
 from itdesk.errors import ConfigError, DeskError
-from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage
+from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage, Tracker
 from itdesk.runtime.log import redacted
 
 API = 1
@@ -125,6 +125,7 @@ def _named(kind: type[JobType] | type[Schedule]) -> Callable[[Any], Any]:
 _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
+    "itdesk_tracker": _a(Tracker),
     "itdesk_routes": _list(
         "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
     ),

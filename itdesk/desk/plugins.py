@@ -31,7 +31,7 @@ from itdesk.desk.contract import (
 from itdesk.desk.discovery import Found, Refused, discover
 from itdesk.desk.isolation import Isolation, Outcome, invoke
 from itdesk.errors import ConfigError, Unavailable
-from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage
+from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage, Tracker
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -183,6 +183,10 @@ class Plugins:
     async def scan_engines(self, desk: "Desk") -> dict[str, ScanEngine]:
         """Return the virus scanners that plugins provide, by plugin."""
         return await self._start("itdesk_scan_engine", desk=desk)
+
+    async def trackers(self, desk: "Desk") -> dict[str, Tracker]:
+        """Return the remote issue trackers that plugins mirror, by plugin."""
+        return await self._start("itdesk_tracker", desk=desk)
 
     async def routes(self) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""

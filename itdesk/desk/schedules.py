@@ -18,7 +18,7 @@ from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.model import SYSTEM, Event
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, periodic
+from itdesk.store import cleanup, mirrors, periodic
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
@@ -140,6 +140,7 @@ async def clean_up(db: Database, *, days: int) -> dict[str, int]:
         "resets": cleanup.delete_expired_resets,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
+        "deliveries": partial(mirrors.forget_deliveries, days=days),
         "runs": partial(periodic.delete_older, days=days),
         "jobs": partial(jobs_store.delete_finished, days=days),
     }

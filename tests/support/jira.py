@@ -11,9 +11,10 @@ import copy
 import hashlib
 import hmac
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -110,13 +111,14 @@ class Trouble:
     """What goes wrong for requests that match, so many times (None: until it is taken away).
 
     `how` is a status, or `stall`, `drop` (the connection is cut), `html` (a proxy's 502 page), or
-    `lost` (the request is carried out, and its answer lost).
+    `lost` (the request is carried out, and its answer lost). The first `after` are let pass.
     """
 
     how: int | str
     method: str | None = None
     path: str = ""
     times: int | None = None
+    after: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
 
@@ -125,6 +127,9 @@ class Trouble:
         if self.times == 0 or (self.method and request.method != self.method):
             return False
         if not re.search(self.path, request.path):
+            return False
+        if self.after > 0:
+            self.after -= 1
             return False
         self.times = None if self.times is None else self.times - 1
         return True
@@ -551,3 +556,27 @@ async def fake_jira(
         yield jira
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def jira_beside(dialect: Dialect = "cloud") -> Iterator[FakeJira]:
+    """Lend a Jira that runs in a thread of its own: for daemons that outlive a test's loop."""
+    made: list[FakeJira] = []
+    up, loop = threading.Event(), asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def main() -> None:
+        async with fake_jira(dialect) as jira:
+            made.append(jira)
+            up.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread.start()
+    try:
+        assert up.wait(10)
+        yield made[0]
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(10)
+        loop.close()
