@@ -160,29 +160,21 @@ async def test_pages_that_shift_meanwhile_lose_no_issue(database_url: str) -> No
         for number in range(6):
             jira.tick(120)
             issues.append(jira.issue(f"Problem {number}"))
-        jira._answer, whole = _then(jira, issues[0]), jira._answer
+        changed: list[str] = []
+
+        def change(path: str) -> None:
+            if "/search" in path and not changed:
+                changed.append(path)
+                jira.tick(120)
+                jira.change(issues[0], priority="Highest")
+
+        jira.after = change
         await scene.walk()
-        jira._answer = whole
+        assert changed
         mark = await scene.mark()
         assert mark >= issues[5].updated
         tickets = [await scene.ticket(issue.key) for issue in issues]
         assert [ticket.title for ticket in tickets] == [issue.summary for issue in issues]
-
-
-def _then(jira: FakeJira, issue: Any) -> Any:
-    """Return an answer after whose first search somebody changes an issue."""
-    whole, done = jira._answer, []
-
-    async def answer(request: Any, body: Any) -> Any:
-        response = await whole(request, body)
-        if "/search" in request.path and not done:
-            done.append(request)
-            jira.tick(120)
-            jira.change(issue, priority="Highest")
-            jira.reindex()
-        return response
-
-    return answer
 
 
 async def test_one_walk_at_a_time(database_url: str) -> None:

@@ -13,7 +13,7 @@ import hmac
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -160,6 +160,11 @@ def signature(secret: str, body: bytes) -> str:
     return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
+def unmarked(text: str) -> str:
+    """Return a wiki text without the few marks that tests put into it."""
+    return re.sub(r"(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)|^h[1-6]\. ", "", text)
+
+
 def doc(text: str) -> dict[str, Any]:
     """Return a text in the Atlassian document format, a paragraph a line."""
     lines = [line for line in text.split("\n") if line]
@@ -203,6 +208,7 @@ class FakeJira:
         self.request_types: dict[str, dict[str, Any]] = {}
         self.create_fields: dict[str, dict[str, Any]] = {}
         self.page_limit = 100
+        self.after: Callable[[str], None] | None = None
         self._indexed: dict[str, datetime] = {}
         self._tokens: dict[str, tuple[str, int]] = {}
         self._last_id = 10_000
@@ -381,7 +387,7 @@ class FakeJira:
     def _comment(self, issue: Issue, said: Said, *, version: int) -> dict[str, Any]:
         body: Any = said.text
         if version == 3:
-            body = said.adf or doc(said.text)
+            body = said.adf or doc(unmarked(said.text))
         return {
             "self": f"{self.url}/rest/api/2/issue/{issue.id}/comment/{said.id}",
             "id": said.id,
@@ -399,7 +405,7 @@ class FakeJira:
     ) -> dict[str, Any]:
         description: Any = issue.description
         if version == 3 and description is not None:
-            description = issue.adf or doc(description)
+            description = issue.adf or doc(unmarked(description))
         status_id, category = STATUSES.get(issue.status, ("10999", "indeterminate"))
         comments = [self._comment(issue, said, version=version) for said in issue.comments]
         everything: dict[str, Any] = {
@@ -484,6 +490,8 @@ class FakeJira:
         from tests.support.jira_rest import answer
 
         response = answer(self, request.method, request.path, request.query, body)
+        if self.after is not None:
+            self.after(request.path)
         if not self.eventual:
             self.reindex()
         if trouble is not None and request.transport is not None:
