@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from itdesk import __version__
-from itdesk.commands import accounts, database, jobs, operation, samples, scan, storage
+from itdesk.commands import accounts, database, jobs, keys, mail, operation, samples, scan, storage
 from itdesk.commands.context import Context, run
 from itdesk.desk.plugins import Plugins
 from itdesk.runtime.metrics import Metrics
@@ -62,6 +62,6 @@ def main(ctx: click.Context, config: Path | None, state_dir: Path | None) -> Non
     ctx.obj = _context(ctx.params)
 
 
-for module in (operation, scan, database, accounts, jobs, storage, samples):
+for module in (operation, scan, database, accounts, keys, jobs, mail, storage, samples):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -1,60 +1,43 @@
-"""The composition root: the one place that builds everything, in order, on one page."""
+"""The daemon: starts everything on top of the desk, in order, and stops it in reverse."""
 
 import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from itdesk import archives
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
 from itdesk.actors.hub import Hub
+from itdesk.actors.identity import Identity
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
 from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
+from itdesk.actors.settler import Settler
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
 from itdesk.api.websocket import HUB
+from itdesk.assembly import open_desk
 from itdesk.config import Settings
 from itdesk.desk import Desk
-from itdesk.desk.accounts import Accounts, NewUser
-from itdesk.desk.attachments import Attachments, Rules
-from itdesk.desk.engines import Engines
+from itdesk.desk.accounts import NewUser
 from itdesk.desk.health import Health
-from itdesk.desk.inventory import Inventory
-from itdesk.desk.jobs import Jobs
-from itdesk.desk.journal import Journal
-from itdesk.desk.mirror import Mirror
-from itdesk.desk.passwords import Passwords, random_password
-from itdesk.desk.plugins import Plugins
-from itdesk.desk.projects import Projects
-from itdesk.desk.rescans import Rescans
-from itdesk.desk.scans import Scans
-from itdesk.desk.schedules import Schedules, own_schedules
-from itdesk.desk.sessions import Sessions
-from itdesk.desk.spool import Spool
-from itdesk.desk.stats import Statistics
-from itdesk.desk.tickets import Tickets
-from itdesk.desk.tokens import Keys, Tokens, UrlSigner
+from itdesk.desk.passwords import random_password
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
-from itdesk.hookspecs import Storage
 from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
-from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
 from itdesk.store import head
-from itdesk.store.db import Database, Limits
 from itdesk.store.paging import Window
 
 ACTORS_DRAIN_SECONDS = 10
@@ -71,161 +54,6 @@ class Ready:
 
     url: str
     first_admin: tuple[str, str] | None
-
-
-@asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[str]:
-    """Lend a command the address of the database, started for it when it is the embedded one."""
-    if settings.database.dsn is not None:
-        yield settings.database.dsn
-        return
-    async with EmbeddedPostgres(settings.state_dir) as server:
-        yield server.url
-
-
-@asynccontextmanager
-async def open_database(settings: Settings, url: str) -> AsyncIterator[Database]:
-    """Lend the database with its pool; nothing is connected until it is needed."""
-    limits = Limits(
-        connections=settings.database.pool_max,
-        connect_seconds=settings.database.connect_seconds,
-        acquire_seconds=settings.database.acquire_seconds,
-        command_seconds=settings.database.command_seconds,
-    )
-    db = Database(url, limits)
-    try:
-        yield db
-    finally:
-        await db.close()
-
-
-@asynccontextmanager
-async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
-    """Build the desk on a migrated database, with its plugins entered; no actor runs yet."""
-    clock, metrics = Clock(), Metrics()
-    async with AsyncExitStack() as stack:
-        db = await stack.enter_async_context(open_database(settings, url))
-        secret = settings.auth.jwt_secret
-        keys = Keys.configured(
-            algorithm=settings.auth.jwt_algorithm,
-            secret=secret.get_secret_value() if secret else None,
-            path=settings.jwt_key_path,
-        )
-        passwords = Passwords(settings.auth.bcrypt_cost, minimum=settings.auth.password_min_length)
-        stack.callback(passwords.close)
-        plugins = Plugins.load(
-            settings.enabled_plugins(),
-            directories=settings.plugin_host.directories,
-            metrics=metrics,
-        )
-        tokens = Tokens(keys, clock)
-        jobs = Jobs(db, settings.jobs, clock, metrics)
-        sessions = Sessions(db, tokens, passwords, settings.auth, clock)
-
-        async def forget_files(files: Sequence[tuple[str, str | None]]) -> None:
-            await desk.attachments.forget(files)
-
-        desk = Desk(
-            settings=settings,
-            clock=clock,
-            metrics=metrics,
-            db=db,
-            plugins=plugins,
-            tokens=tokens,
-            sessions=sessions,
-            accounts=Accounts(db, passwords, sessions, settings.auth),
-            projects=Projects(db),
-            tickets=Tickets(
-                db,
-                plugins,
-                default_project=settings.tickets.default_project,
-                forget_files=forget_files,
-            ),
-            journal=Journal(db),
-            mirror=Mirror(db, clock),
-            jobs=jobs,
-            schedules=Schedules(db, jobs),
-            stats=Statistics(db),
-            upload_dir=settings.storage.local.upload_dir,
-        )
-        await plugins.metrics(metrics)
-        await stack.enter_async_context(plugins.lifespan(desk))
-        await _open_files(desk, keys)
-        await _open_work(desk)
-        yield desk
-
-
-async def _open_files(desk: Desk, keys: Keys) -> None:
-    """Give the desk its storage and its virus scanners, which plugins provide."""
-    settings = desk.settings
-    storage = await _chosen_storage(desk)
-    engines = await desk.plugins.scan_engines(desk)
-    spool = settings.state_dir / "spool"
-    try:
-        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(
-            f"{spool} cannot be made: {exc.strerror}. Name another --state-dir."
-        ) from exc
-    desk.attachments = Attachments(
-        desk.db,
-        storage,
-        UrlSigner(keys.derive("storage-urls"), desk.clock),
-        Rules(
-            max_file_size=settings.storage.max_file_size,
-            allowed_types=settings.storage.allowed_types,
-            upload_seconds=settings.storage.presign_expires_seconds,
-            download_seconds=settings.storage.download_expires_seconds,
-        ),
-    )
-    desk.inventory = Inventory(desk.db, storage, settings, desk.metrics)
-    panel = Engines(engines, desk.clock, retry_seconds=settings.scanner.retry_seconds)
-    desk.scans = Scans(
-        desk.db,
-        storage,
-        panel,
-        settings=settings.scanner,
-        spool=Spool(spool),
-        # What only an engine can unpack passes the walk when there is such an engine.
-        limits=archives.Limits(opaque=any(engine.unpacks for engine in engines.values())),
-        allowed_types=settings.storage.allowed_types,
-        clock=desk.clock,
-        metrics=desk.metrics,
-    )
-    desk.rescans = Rescans(
-        desk.db,
-        storage,
-        desk.scans,
-        panel,
-        settings=settings.scanner,
-        spool=Spool(spool),
-        metrics=desk.metrics,
-    )
-
-
-async def _open_work(desk: Desk) -> None:
-    """Tell the desk what must happen after a change, and what periodically."""
-    desk.schedules.register(*own_schedules(desk.db, desk.stats, desk.inventory, desk.settings))
-    desk.jobs.register(*desk.rescans.jobs())
-    desk.trackers = await desk.plugins.trackers(desk)
-    for kinds in (await desk.plugins.jobs(desk)).values():
-        desk.jobs.register(*kinds)
-    for schedules in (await desk.plugins.schedules(desk)).values():
-        desk.schedules.register(*schedules)
-    # From here on, whoever records an event queues what follows from it: commands as well.
-    desk.db.jobs_of = desk.jobs.of_events
-
-
-async def _chosen_storage(desk: Desk) -> Storage:
-    wanted = {"local": "filesystem", "s3": "s3"}[desk.settings.storage.backend or "local"]
-    storages = await desk.plugins.storages(desk)
-    if wanted not in storages:
-        health = (await desk.plugins.health()).get(wanted)
-        why = f": {health.reason}" if health and health.reason else ""
-        raise ConfigError(
-            f"storage.backend: needs the plugin {wanted}, which is not there or did not start{why}"
-        )
-    return storages[wanted]
 
 
 async def serve(
@@ -355,9 +183,11 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     supervisor.add(hub)
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
+    supervisor.add(Settler(desk.limits))
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))
+    supervisor.add(Identity(desk.tokens, desk.api_tokens))
     reactor = Reactor(desk)
     supervisor.add(reactor)
     scanner, rescanner = scanners(desk)

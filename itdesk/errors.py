@@ -49,6 +49,18 @@ class InvalidCredentials(Unauthenticated):
     kind, default_code = "INVALID_CREDENTIALS", "E_AUTH_INVALID_CREDENTIALS"
 
 
+class SecondFactorRequired(Unauthenticated):
+    """The password was right: answer the challenge in the details with a code."""
+
+    kind, default_code = "SECOND_FACTOR_REQUIRED", "E_AUTH_SECOND_FACTOR_REQUIRED"
+
+
+class InvalidCode(Unauthenticated):
+    """The code is not, or no longer, a right one."""
+
+    kind, default_code = "INVALID_CREDENTIALS", "E_AUTH_SECOND_FACTOR_INVALID"
+
+
 class InvalidToken(Unauthenticated):
     """The token is not one of ours, or was revoked: sign in again."""
 
@@ -71,6 +83,24 @@ class EmailNotVerified(Forbidden):
     """The account exists but its address was never confirmed."""
 
     kind, default_code = "EMAIL_NOT_VERIFIED", "E_AUTH_EMAIL_NOT_VERIFIED"
+
+
+class InsufficientScope(Forbidden):
+    """The API token may not do this, whatever its owner may: make one with the named scope."""
+
+    kind, default_code = "FORBIDDEN", "E_AUTH_INSUFFICIENT_SCOPE"
+
+
+class SessionRequired(Forbidden):
+    """Only who signed in may do this, never an API token."""
+
+    kind, default_code = "FORBIDDEN", "E_AUTH_SESSION_REQUIRED"
+
+
+class EnrolmentRequired(Forbidden):
+    """Nothing else may be done before a second factor is set up."""
+
+    kind, default_code = "SECOND_FACTOR_REQUIRED", "E_AUTH_ENROLMENT_REQUIRED"
 
 
 class NotFound(DeskError):

@@ -24,15 +24,17 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uuid import UUID
 
 import pluggy
 
-from itdesk.model import Caller, Event, ScanReason, Ticket
-from itdesk.remote import Mirrored, Reconciled
+from itdesk.model import Caller, Event, Role, ScanReason, Ticket
+from itdesk.remote import Tracker as Tracker
 
 if TYPE_CHECKING:
     from itdesk.api.route import Route
@@ -161,27 +163,122 @@ class ScanEngine(Protocol):
         """
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """A remote issue tracker that the desk mirrors, at /api/v1/integrations/<name>/.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A mail to one address, with the same content and Message-ID at every attempt.
 
-    What it learns it tells `desk.mirror`. It raises `itdesk.errors.DeskError`s only: BadRequest
-    for a body that it cannot read, UpstreamFailed when the tracker is out.
+    Mails of one `thread` belong together: it is what their In-Reply-To and References name.
+    """
+
+    id: UUID
+    message_id: str
+    to_address: str
+    subject: str
+    text: str
+    html: str | None
+    thread: str | None
+    created_at: datetime
+
+
+@runtime_checkable
+class Mailer(Protocol):
+    """What sends the desk's mail; called from several jobs at a time."""
+
+    name: str
+
+    async def deliver(self, mail: Outgoing) -> None:
+        """Return once somebody else has taken the mail over.
+
+        Raises GiveUp when this mail can never be delivered, RetryLater when it may be later, and
+        `itdesk.errors.Unavailable` when none can be sent now: that is waited for without end.
+        """
+
+    async def check(self) -> str:
+        """Do all but send a mail and return what was found; a DeskError says what to mend."""
+
+
+class SignInProblem(StrEnum):
+    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
+
+    NOT_CONFIGURED = "oauth_not_configured"
+    DENIED = "oauth_denied"
+    STATE = "oauth_state_invalid"
+    ANSWER = "oauth_response_invalid"
+    CODE = "oauth_code_invalid"
+    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
+    EMAIL = "oauth_email_not_verified"
+    DOMAIN = "oauth_domain_not_allowed"
+    REFUSED = "oauth_sign_in_refused"
+    UNAVAILABLE = "oauth_unavailable"
+    SECOND_FACTOR = "oauth_second_factor_required"
+
+
+class SignInRefused(Exception):
+    """Nobody is signed in: the problem is for the browser, the reason for the operator's log.
+
+    A reason says what was wrong and never quotes it: codes and tokens stay out of logs.
+    """
+
+    def __init__(self, problem: SignInProblem, reason: str):
+        super().__init__(reason)
+        self.problem = problem
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SignInAttempt:
+    """What one attempt to sign in is known by; all of it comes from a secret of the browser.
+
+    `state` is also what the provider must send back; the desk compares it. Nobody but the browser
+    can tell the three from one another's value, and nobody knows them a second time.
+    """
+
+    state: str
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+    redirect_uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """An account elsewhere that somebody proved to have; `role` None leaves roles to the desk.
+
+    `email_verified` is True only when the provider vouches for the address: the desk links by it.
+    """
+
+    issuer: str
+    subject: str
+    email: str
+    email_verified: bool
+    name: str = ""
+    picture: str | None = None
+    role: Role | None = None
+
+
+@runtime_checkable
+class IdentityProvider(Protocol):
+    """Somebody else who knows people: an OpenID provider, for instance.
+
+    Both steps raise `SignInRefused`, or `itdesk.errors.Unavailable` when the provider is out, and
+    keep a deadline of their own. State, linking and sessions are the desk's.
     """
 
     name: str
-    connected: bool
-    """Whether the tracker can be asked, and not only listened to."""
-    secret: bytes
-    """What the bodies of webhooks are signed with (HMAC-SHA256), or nothing."""
+    label: str
+    """What the button to it says."""
+    redirect_uri: str | None
+    """Where it sends browsers back to; None: /api/auth/<name>/callback of this desk."""
+    creates_accounts: bool | None
+    """Whether people without an account get one; None: as `auth.allow_registration` says."""
 
-    async def receive(
-        self, body: Any, headers: Mapping[str, str], *, digest: str, request_id: str | None
-    ) -> Mirrored:
-        """Write a webhook into tickets; `digest` is the same for the same bytes."""
+    async def begin(self, attempt: SignInAttempt) -> str:
+        """Return where the browser goes to sign in."""
 
-    async def reconcile(self, *, since: datetime | None, project_key: str | None) -> Reconciled:
-        """Compare what changed over there since a time, or since the last run."""
+    async def finish(self, attempt: SignInAttempt, answer: Mapping[str, str]) -> Identity:
+        """Return who came back, from what the browser brought along in the query."""
+
+    async def check(self) -> None:
+        """Try for real; raise a DeskError that says what to mend."""
 
 
 class RetryLater(Exception):
@@ -205,6 +302,10 @@ def _no_key(event: Event) -> str | None:
     return None
 
 
+def _always(event: Event) -> bool:
+    return True
+
+
 def _about(event: Event) -> Mapping[str, Any]:
     ticket_id = None if event.ticket_id is None else str(event.ticket_id)
     return {"type": event.type, "ticket_id": ticket_id, "ticket_version": event.ticket_version}
@@ -214,11 +315,12 @@ def _about(event: Event) -> Mapping[str, Any]:
 class JobType:
     """A kind of work that must happen, once its cause was committed, whatever crashes meanwhile.
 
-    Every event of the types `on_events` queues one job in the event's own transaction, with what
-    `args`, `lane` and `dedupe` make of it: quickly, without effects and without waiting. Jobs of
-    one lane run one at a time and in order, a failed attempt holding up those behind it. A job is
-    left out when one with the same dedupe key is unfinished: the key must name the very work, with
-    what it is about as of now (a version, an event), or newer work is lost behind older.
+    Every event of the types `on_events`, if `when` is true of it, queues one job in the event's own
+    transaction, with what `args`, `lane` and `dedupe` make of it: quickly, without effects and
+    without waiting. Jobs of one lane run one at a time and in order, a failed attempt holding up
+    those behind it. A job is left out when one with the same dedupe key is unfinished: the key must
+    name the very work, with what it is about as of now (a version, an event), or newer work is lost
+    behind older.
 
     `handle` is run at least once: a process may die right after it. What it does in
     `async with job.transaction()` happens once exactly, together with the end of the job; what it
@@ -233,6 +335,7 @@ class JobType:
     attempts: int = 5
     timeout_seconds: float = 60.0
     on_events: tuple[str, ...] = ()
+    when: Callable[[Event], bool] = _always
     lane: Callable[[Event], str | None] = _no_key
     args: Callable[[Event], Mapping[str, Any]] = _about
     dedupe: Callable[[Event], str | None] = _no_key
@@ -282,6 +385,15 @@ def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
 @hookspec
 def itdesk_tracker(desk: "Desk") -> Tracker | None:
     """Return the remote issue tracker whose issues this plugin mirrors as tickets."""
+
+
+def itdesk_mailer(desk: "Desk") -> Mailer | None:
+    """Return what sends mail; of several the one of the plugin that `mail.plugin` names does."""
+
+
+@hookspec
+def itdesk_identity(desk: "Desk") -> IdentityProvider | None:
+    """Return the provider of identities that people may sign in by; its name is the plugin's."""
 
 
 @hookspec

@@ -7,7 +7,7 @@ not speak of is absent here, and absent never erases.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 
@@ -100,3 +100,26 @@ class Reconciled:
     updated: int
     unchanged: int
     errors: list[str]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A remote issue tracker that the desk mirrors, at /api/v1/integrations/<name>/.
+
+    What it learns it tells `desk.mirror`. It raises `itdesk.errors.DeskError`s only: BadRequest
+    for a body that it cannot read, UpstreamFailed when the tracker is out.
+    """
+
+    name: str
+    connected: bool
+    """Whether the tracker can be asked, and not only listened to."""
+    secret: bytes
+    """What the bodies of webhooks are signed with (HMAC-SHA256), or nothing."""
+
+    async def receive(
+        self, body: Any, headers: Mapping[str, str], *, digest: str, request_id: str | None
+    ) -> Mirrored:
+        """Write a webhook into tickets; `digest` is the same for the same bytes."""
+
+    async def reconcile(self, *, since: datetime | None, project_key: str | None) -> Reconciled:
+        """Compare what changed over there since a time, or since the last run."""

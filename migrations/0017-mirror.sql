@@ -1,5 +1,5 @@
 -- What keeps the mirror right whatever order Jira tells things in, and its walks one at a time.
--- depends: 0010-rescans
+-- depends: 0015-identities
 
 -- An issue's id outlives its key, which changes when it is moved to another project.
 CREATE TABLE IF NOT EXISTS jira_issues (

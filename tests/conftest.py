@@ -6,4 +6,6 @@ pytest_plugins = [
     "tests.support.daemon",
     "tests.support.desk",
     "tests.support.jobs",
+    "tests.support.smtp",
+    "tests.support.house",
 ]

@@ -16,10 +16,10 @@ from yarl import URL
 
 from itdesk.api import ROUTES
 from itdesk.api.route import Route
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from tests.support.daemon import Answer, Live, Person, wait
 from tests.support.json_corpus import REFUSED, WRONG
-from tests.support.jwt_corpus import b64, control, corpus, sendable
+from tests.support.jwt_corpus import b64, control, corpus, opaque_forms, sendable
 from tests.support.postgres import Server
 from tests.support.the_error import faults
 
@@ -131,9 +131,11 @@ async def test_no_forged_token_is_accepted(live: Live) -> None:
     claims = person.token.split(".")[1]
     said = orjson.loads(_unb64(claims))
     sub, sid = UUID(said["sub"]), UUID(said["sid"])
-    keys = Keys.load_or_create(live.daemon.state_dir / "jwt-key.pem")
+    keys = KeyFile(live.daemon.state_dir / "jwt-key.pem").load_or_create()
     hostile = [(name, token) for name, token in corpus(keys, sub=sub, sid=sid) if sendable(token)]
     assert len(hostile) >= 80
+    made = (await person.post("/tokens", {"name": "corpus", "scope": "write"})).expect(201)
+    hostile += [(f"API token {name}", text) for name, text in opaque_forms(made["token"])]
     wrong: list[str] = []
     slow: list[str] = []
     cookie = await _cookie_name(live)

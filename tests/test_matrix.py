@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientSession, FormData
 
 from itdesk.api import ROUTES
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.model import new_id
 from tests.support.daemon import PASSWORD, Answer, Live, Person, wait
 from tests.support.jwt_corpus import Forge
@@ -41,12 +41,18 @@ KINDS: dict[str, tuple[str, ...]] = {
     "guest-file": FOUR,
     "user": FOUR,
     "crossed-file": TWO,
+    "token": FOUR,
     "project": TWO,
     "asset": TWO,
+    "provider": TWO,
+    "identity-link": FOUR,
     "upload-link": TWO,
     "download-link": TWO,
     "waiting-job": TWO,
     "failed-job": TWO,
+    "workflow": TWO,
+    "workflow-target": TWO,
+    "failed-mail": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -161,11 +167,30 @@ class World:
                 return {**await self.file("user", "other"), "ticket": own["id"]}
             case "user":
                 return {"id": await self._account(caller, kind)}
+            case "identity-link":
+                return await self._identity(await self._account(caller, kind))
             case "project":
                 new = {"key": f"M{uuid4().hex[:8].upper()}", "name": "Of the matrix"}
                 return {"id": (await self.live.admin.post("/projects", new)).expect(201)["id"]}
+            case "token":
+                new = {"name": uuid4().hex}
+                made = await self.owner(caller, kind).post("/tokens", new)
+                return {"id": made.expect(201)["id"]}
+            case "workflow":
+                rule = {"name": "Kept", "trigger": "comment_added", "active": False}
+                made = await self.live.admin.post(
+                    "/workflows", {**rule, "actions": {"add_tag": "x"}}
+                )
+                ticket = self.objects["other", "ticket"]["ticket"]
+                return {"id": made.expect(201)["id"], "ticket": ticket}
+            case "workflow-target":
+                new = {"name": uuid4().hex, "url": "https://example.org/", "secret": "x" * 16}
+                made = await self.live.admin.post("/workflow-targets", new)
+                return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
+            case "failed-mail":
+                return {"id": await self._failed_mail()}
             case "upload-link":
                 ticket = await self.other.ticket()
                 asked = {"original_filename": "a.txt", "mime": "text/plain", "size": len(TEXT)}
@@ -190,7 +215,8 @@ class World:
                 return {"signed": "bm90aGluZw.bm90aGluZw"}
             case "crossed-file":
                 return {"ticket": self.objects[caller, "ticket"]["ticket"], "id": gone}
-        return {"ticket": gone, "id": gone, "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
+        return {"ticket": gone, "id": gone, "provider": "nobody", "identity": gone,
+                "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
                 "release": self.asset.split("/")[-2]}  # fmt: skip
 
     def named(self, ticket: Any) -> Places:
@@ -201,8 +227,11 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        if kind == "missing" or thing == "" or thing.endswith(("-link", "-job")):
+        lasting = ("-link", "-job", "-mail", "token", "workflow", "workflow-target")
+        if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
+        if thing == "provider":
+            return {"provider": "google"}
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
         whose = kind if kind in ("team", "other") else caller
@@ -218,6 +247,27 @@ class World:
             ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
         try:
             return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
+
+    async def _failed_mail(self) -> str:
+        """Return a mail that nobody would take."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO emails (to_address, subject, body_text, kind, status)
+            VALUES ('matrix@example.org', 'x', 'x', 'notification', 'failed') RETURNING id::text"""
+        try:
+            return str(await conn.fetchval(query))
+        finally:
+            await conn.close()
+
+    async def _identity(self, user_id: str) -> Places:
+        """Return an account elsewhere that this person signs in by."""
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        issuer = f"https://{uuid4().hex}.example.org"
+        query = """INSERT INTO user_identities (user_id, provider, issuer, subject, email)
+            VALUES ($1::uuid, 'oidc', $2, 'x', 'x@example.org') RETURNING id::text"""
+        try:
+            return {"id": user_id, "identity": await conn.fetchval(query, user_id, issuer)}
         finally:
             await conn.close()
 
@@ -327,7 +377,7 @@ async def _give_everybody_something(world: World) -> None:
 async def _end(world: World) -> None:
     """Take away what the callers of the matrix no longer have."""
     people, admin = world.people, world.live.admin
-    keys = Keys.load_or_create(world.live.daemon.state_dir / "jwt-key.pem")
+    keys = KeyFile(world.live.daemon.state_dir / "jwt-key.pem").load_or_create()
     user = people["user"]
     session = orjson.loads(_decoded(user.token.split(".")[1]))
     forge = Forge(keys, session["sub"], session["sid"])
@@ -382,12 +432,15 @@ async def ask(
     how: dict[str, Any] = {}
     if "body" in entry:
         how["json"] = await world.fill(entry["body"], caller, places)
+    if "fields" in entry:
+        how["data"] = await world.fill(entry["fields"], caller, places)
     if entry.get("sends") == "form":
         how["data"] = FormData()
         how["data"].add_field("file", TEXT, filename="a.txt", content_type="text/plain")
     elif entry.get("sends") == "file":
         how["data"], headers["Content-Type"] = TEXT, "text/plain"
     url = world.live.url + path.format(**{"client_id": "matrix", **places})
+    how["allow_redirects"] = False
     async with session.request(method, url, headers=headers, **how) as response:
         answer = Answer(response.status, response.headers, await response.read())
     return Asked(caller, kind, method, path, answer)
@@ -407,7 +460,7 @@ def problems(entry: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         if body["request_id"] != answer.headers["X-Request-ID"]:
             yield f"{where}: the request id is another in the header"
     if not asked.path.startswith(
-        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi")
+        ("/docs", "/api/docs", "/redoc", "/favicon", "/openapi", "/asyncapi", "/.well-known")
     ):
         if "no-store" not in answer.headers.get("Cache-Control", ""):
             yield f"{where}: may be stored: {answer.headers.get('Cache-Control')}"
@@ -485,6 +538,8 @@ def test_the_policy_is_whole() -> None:
             "release",
             "file",
             "client_id",
+            "provider",
+            "identity",
         }
         assert entry.get("object", "") in KINDS
 

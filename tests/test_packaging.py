@@ -75,6 +75,7 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
         "itdesk_etc/common-passwords.txt",
         "itdesk_etc/clamd.conf",
         *(name.replace("etc", "itdesk_etc", 1) for name in _tracked("etc", ".yar")),
+        *(name.replace("etc", "itdesk_etc", 1) for name in _tracked("etc/mail", ".txt")),
     }
     assert data <= names
     assert f"{info}/licenses/LICENSE" in names

@@ -1,5 +1,6 @@
 """What the README says works when it is pasted."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -17,10 +18,18 @@ def _blocks(heading: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
 
 
-def test_the_api_examples_work_as_written(live: Live, tmp_path: Path) -> None:
-    """Every curl line of the README, in order, in one shell; the first failure ends it."""
+async def test_the_api_examples_work_as_written(
+    pg_server: Server, clamd_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Every curl line of the README, in order, in one shell, within the limits of a new desk."""
+    async with started(pg_server, ITDESK_LIMITS__ENABLED="true", **clamd_env) as live:
+        await asyncio.to_thread(_run_the_examples, live, tmp_path)
+
+
+def _run_the_examples(live: Live, tmp_path: Path) -> None:
     lines = [*_blocks("The API by example", "sh"), *_blocks("Large files", "sh")]
-    assert len(lines) == 2
+    lines += _blocks("Scripts", "sh")
+    assert len(lines) == 3
     bin_dir = Path(sys.executable).parent
     env = {
         **live.daemon.environ(),

@@ -17,6 +17,7 @@ LAYERS = [
     {"hookspecs"},
     {"desk"},
     {"actors", "api"},
+    {"assembly"},
     {"daemon"},
     {"commands", "cli", "__main__"},
 ]

@@ -14,7 +14,8 @@ import pytest_asyncio
 from aiohttp import ClientSession, WSServerHandshakeError
 
 from itdesk.api.websocket import ERRORS
-from itdesk.desk.tokens import Keys, Tokens
+from itdesk.desk.keyfile import KeyFile
+from itdesk.desk.tokens import Tokens
 from itdesk.runtime.clock import Clock
 from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
@@ -63,7 +64,7 @@ async def metric(live: Live, name: str) -> float:
 def token_of(live: Live, person: Person, *, seconds: float) -> str:
     """Return a token of a person's session that is good for so long."""
     path = live.daemon.state_dir / "jwt-key.pem"
-    keys = Keys.configured(algorithm="RS256", secret=None, path=path)
+    keys = KeyFile(path).load_or_create()
     tokens = Tokens(keys, Clock())
     claims = tokens.verify(person.token)
     token, _ = tokens.issue(claims.sub, claims.sid, lifetime=timedelta(seconds=seconds))

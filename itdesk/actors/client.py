@@ -19,6 +19,7 @@ class Goodbye(Enum):
     EXPIRED = 4401, "expired", "the access token has expired"
     ENDED = 4401, "ended", "the session has ended"
     ROLE = 4401, "role", "your role has changed"
+    FACTOR = 4403, "factor", "set up your second factor first"
     TICKET = 4403, "ticket", "there is no such ticket"
     OTHER = 4403, "other", "this token is somebody else's"
     SILENT = 4408, "no_auth", "no token came in time"

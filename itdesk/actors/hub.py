@@ -47,6 +47,7 @@ class Hub(Actor):
 
     def __init__(self, desk: "Desk") -> None:
         self._db = desk.db
+        self._admission = desk.sessions.admission
         self.settings = desk.settings.hub
         self._limited = desk.settings.limits.enabled
         self._bounds = Bounds(self.settings.outbox_messages, self.settings.outbox_bytes)
@@ -404,6 +405,8 @@ class Hub(Actor):
                         continue  # it has shown another token meanwhile
                     if session is None or wall >= session.expires_at:
                         self.close(client, Goodbye.ENDED)
+                    elif self._admission.must_enrol(session):
+                        self.close(client, Goodbye.FACTOR)
                     elif session.role != client.caller.role:
                         self.close(client, Goodbye.ROLE)
             self.progress()

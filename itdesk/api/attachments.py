@@ -317,12 +317,13 @@ ROUTES: list[Route] = [
         seconds=_SLOW_UPLOAD,
     ),
     _route(
-        "R44", "PUT", "/storage/{signed}", signed_upload,
+        # Whoever made the link was counted; it cannot be guessed.
+        "R44", "PUT", "/storage/{signed}", signed_upload, rate="none",
         who=Who.SIGNATURE, body_media="application/octet-stream", seconds=_SLOW_UPLOAD,
         errors={"E_STORAGE_URL_INVALID": 403, "E_STORAGE_URL_EXPIRED": 403},
     ),
     _route(
-        "R44", "GET", "/storage/{signed}", signed_download,
+        "R44", "GET", "/storage/{signed}", signed_download, rate="none",
         who=Who.SIGNATURE, response=bytes, response_media="application/octet-stream",
         errors={**_GATE, "E_STORAGE_URL_INVALID": 403, "E_STORAGE_URL_EXPIRED": 403},
         seconds=_SLOW_UPLOAD,

@@ -1,20 +1,19 @@
 """Signing up, in and out; browsers get their tokens as cookies as well."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from multidict import CIMultiDict
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from itdesk.api.cookies import Cookies
 from itdesk.api.fields import Email, Name, NewPassword, Secret
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Body, Call, Reply, Route, Who, created
 from itdesk.desk.sessions import SignedIn
+from itdesk.desk.signups import SignedUp
 from itdesk.errors import Unauthenticated
 from itdesk.model import User
-
-# Narrow, and wide enough for the paths that older clients know.
-REFRESH_PATH = "/api"
 
 # Looser than what a new account may have: whatever is stored can sign in.
 Address = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(str.strip)]
@@ -36,6 +35,9 @@ class Credentials(Body):
 
     email: Address
     password: Secret
+    totp: Secret | None = Field(
+        None, description="Code or recovery code of the second factor, for who has one."
+    )
 
 
 class Renewal(Body):
@@ -52,10 +54,18 @@ class OptionalRenewal(Body):
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A new account and what to do next."""
+    """A new account and what to do next; what was mailed is shown to developers only."""
 
     message: str
     user: User
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredInDevelopment(Registered):
+    """The same, with what the mail holds."""
+
+    verification_token: str
+    verification_code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +75,26 @@ class Message:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What a browser is told of its new cookies: a script that reads this learns no token."""
+
+    token_type: Literal["bearer"]
+    expires_in: int
+    refresh_expires_in: int
+    user: User
+
+
 async def register(call: Call) -> Reply:
     """Open an account for oneself."""
     new = call.body
-    user = await call.desk.accounts.register(new.email, new.password, new.name, role=new.role)
-    return created(Registered("Welcome. You can sign in now.", user), f"/api/v1/users/{user.id}")
+    made = await call.desk.signups.register(new.email, new.password, new.name, role=new.role)
+    return created(_registered(call, made), f"/api/v1/users/{made.user.id}")
 
 
 async def login(call: Call) -> Reply:
     """Sign in by address and password; the tokens come as cookies as well."""
-    return _with_cookies(call, await _login(call))
+    return with_cookies(call, await _login(call))
 
 
 async def token(call: Call) -> Reply:
@@ -83,10 +103,12 @@ async def token(call: Call) -> Reply:
 
 
 async def refresh(call: Call) -> Reply:
-    """Exchange the refresh token of the body, or else of the cookie, for a new pair."""
-    given = _given(call)
-    signed = await _refresh(call, given or _cookie(call, _refresh_name(call)))
-    return Reply(signed) if given else _with_cookies(call, signed)
+    """Exchange the refresh token of the body for a pair there, or the cookie's for new cookies."""
+    if given := _given(call):
+        return Reply(await _refresh(call, given))
+    signed = await _refresh(call, _own(call, _cookies(call).refresh(call.request, _peer(call))))
+    told = Renewed(signed.token_type, signed.expires_in, signed.refresh_expires_in, signed.user)
+    return with_cookies(call, signed, told=told)
 
 
 async def token_refresh(call: Call) -> Reply:
@@ -96,10 +118,11 @@ async def token_refresh(call: Call) -> Reply:
 
 async def logout(call: Call) -> Reply:
     """End the session of the refresh token, cookie or bearer token that comes along."""
-    refresh_token = _given(call) or _cookie(call, _refresh_name(call))
-    access_token = _bearer(call) or _cookie(call, _access_name(call))
+    cookies, peer = _cookies(call), _peer(call)
+    refresh_token = _given(call) or _own(call, cookies.refresh(call.request, peer))
+    access_token = _bearer(call) or _own(call, cookies.access(call.request, peer))
     await call.desk.sessions.logout(refresh_token, access_token=access_token)
-    return Reply(Message("You are signed out."), 200, _cookies(call, "", 0, "", 0))
+    return Reply(Message("You are signed out."), 200, cookies.cleared(secure=call.secure))
 
 
 async def me(call: Call) -> Reply:
@@ -107,9 +130,22 @@ async def me(call: Call) -> Reply:
     return Reply(await call.desk.accounts.get(call.caller, str(call.caller.user_id)))
 
 
+def _registered(call: Call, made: SignedUp) -> Registered:
+    settings, message = call.desk.settings, "Welcome. You can sign in now."
+    if settings.auth.require_verified_email:
+        message = "Confirm your address: open the link, or enter the code, that we mailed to it."
+    if settings.server.env != "development":
+        return Registered(message, made.user)
+    return RegisteredInDevelopment(message, made.user, made.proof.token, made.proof.code)
+
+
 async def _login(call: Call) -> SignedIn:
     return await call.desk.sessions.login(
-        call.body.email, call.body.password, address=call.address, user_agent=_agent(call)
+        call.body.email,
+        call.body.password,
+        code=call.body.totp,
+        address=call.address,
+        user_agent=agent(call),
     )
 
 
@@ -117,11 +153,12 @@ async def _refresh(call: Call, refresh_token: str | None) -> SignedIn:
     if refresh_token is None:
         raise Unauthenticated("Send the refresh token in the body or as a cookie.")
     return await call.desk.sessions.refresh(
-        refresh_token, address=call.address, user_agent=_agent(call)
+        refresh_token, address=call.address, user_agent=agent(call)
     )
 
 
-def _agent(call: Call) -> str:
+def agent(call: Call) -> str:
+    """Return what the client calls itself."""
     return call.request.headers.get("User-Agent", "")
 
 
@@ -135,54 +172,41 @@ def _bearer(call: Call) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _cookie(call: Call, name: str) -> str | None:
+def _cookies(call: Call) -> Cookies:
+    return Cookies(call.desk.settings.auth)
+
+
+def _peer(call: Call) -> Peer:
+    return Peer(call.address, call.base_url, call.secure)
+
+
+def _own(call: Call, cookie: str | None) -> str | None:
     """Return a cookie's value; Forbidden when a foreign page had the browser send it."""
-    value = call.request.cookies.get(name)
-    if not value:
-        return None
-    peer = Peer(call.address, call.base_url)
-    Origins(call.desk.settings).check_cookie_use(call.request, peer)
-    return value
+    if cookie is not None:
+        Origins(call.desk.settings).check_cookie_use(call.request, _peer(call))
+    return cookie
 
 
-def _access_name(call: Call) -> str:
-    return call.desk.settings.auth.cookie_name
+def with_cookies(call: Call, signed: SignedIn, *, told: Any = None) -> Reply:
+    """Answer with the tokens as cookies, and in the body unless something else is told there."""
+    return Reply(told or signed, 200, session_cookies(call, signed))
 
 
-def _refresh_name(call: Call) -> str:
-    return call.desk.settings.auth.refresh_cookie_name
+def session_cookies(call: Call, signed: SignedIn) -> CIMultiDict[str]:
+    """Return the headers that give a browser its session."""
+    return _cookies(call).given(signed, secure=call.secure)
 
 
-def _with_cookies(call: Call, signed: SignedIn) -> Reply:
-    cookies = _cookies(
-        call,
-        signed.access_token,
-        signed.expires_in,
-        signed.refresh_token,
-        signed.refresh_expires_in,
-    )
-    return Reply(signed, 200, cookies)
-
-
-def _cookies(
-    call: Call, access: str, access_seconds: int, refresh: str, refresh_seconds: int
-) -> CIMultiDict[str]:
-    secure = "; Secure" if call.base_url.startswith("https://") else ""
-    headers: CIMultiDict[str] = CIMultiDict()
-    for name, value, seconds, path in (
-        (_access_name(call), access, access_seconds, "/"),
-        (_refresh_name(call), refresh, refresh_seconds, REFRESH_PATH),
-    ):
-        headers.add(
-            "Set-Cookie",
-            f"{name}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}",
-        )
-    return headers
-
-
+# Of whatever signs somebody in, and of whatever else asks for a code.
+SECOND_FACTOR_ERRORS = {
+    "E_AUTH_SECOND_FACTOR_REQUIRED": 401,
+    "E_AUTH_SECOND_FACTOR_INVALID": 401,
+    "E_RATE_LIMITED": 429,
+}
 _LOGIN_ERRORS = {
     "E_AUTH_INVALID_CREDENTIALS": 401,
     "E_AUTH_EMAIL_NOT_VERIFIED": 403,
+    **SECOND_FACTOR_ERRORS,
     "E_BUSY": 503,
 }
 _REFRESH_ERRORS = {
@@ -193,9 +217,10 @@ _REFRESH_ERRORS = {
 
 
 def _post(id: str, path: str, handler: Any, body: type[Body], **fields: Any) -> Route:
+    fields = {"rate": "auth", **fields}
     return Route(
         id=id, method="POST", path=path, handler=handler, who=Who.PUBLIC, tag="auth", body=body,
-        rate="auth", **fields,
+        **fields,
     )  # fmt: skip
 
 
@@ -205,7 +230,7 @@ ROUTES: list[Route] = [
         "/auth/register",
         register,
         Registration,
-        response=Registered,
+        response=RegisteredInDevelopment | Registered,
         status=201,
         errors={
             "E_AUTH_INSUFFICIENT_PERMISSIONS": 403,
@@ -222,7 +247,8 @@ ROUTES: list[Route] = [
         refresh,
         OptionalRenewal,
         body_optional=True,
-        response=SignedIn,
+        response=SignedIn | Renewed,
+        rate="default",
         errors={**_REFRESH_ERRORS, "E_AUTH_CROSS_SITE": 403},
     ),
     _post(
@@ -231,6 +257,7 @@ ROUTES: list[Route] = [
         token_refresh,
         Renewal,
         response=SignedIn,
+        rate="default",
         errors=_REFRESH_ERRORS,
     ),  # fmt: skip
     _post(
@@ -240,6 +267,7 @@ ROUTES: list[Route] = [
         OptionalRenewal,
         body_optional=True,
         response=Message,
+        rate="default",
         errors={"E_AUTH_CROSS_SITE": 403},
     ),
     Route(
@@ -250,5 +278,6 @@ ROUTES: list[Route] = [
         who=Who.USER,
         tag="auth",
         response=User,
+        enrolling=True,
     ),
 ]

@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
+from itdesk.api.cookies import Cookies, documented_cookie
 from itdesk.api.deadlines import Deadlines
 from itdesk.api.exchange import (
     CORS_HEADERS,
@@ -28,8 +29,10 @@ from itdesk.api.exchange import (
 )
 from itdesk.api.matching import Router
 from itdesk.api.openapi import DOCUMENT, Document
-from itdesk.api.origin import Origins, Peer, offered_token
+from itdesk.api.origin import Origins, Peer, address_class, offered_token
+from itdesk.api.proofs import check_proof
 from itdesk.api.route import Call, Reply, Route, Who
+from itdesk.desk.limits import CLASSES
 from itdesk.errors import (
     BadRequest,
     DeskError,
@@ -69,7 +72,7 @@ def build_app(desk: "Desk", routes: Iterable[Route]) -> web.Application:
 
     app = web.Application(middlewares=[dispatch], client_max_size=desk.settings.server.max_body)
     app[DISPATCHER] = dispatcher
-    app[DOCUMENT] = Document(routes, desk.settings.auth.cookie_name)
+    app[DOCUMENT] = Document(routes, documented_cookie(desk.settings))
     # Everything matches here, so that one table and not aiohttp's router decides.
     app.router.add_route("*", "/{tail:.*}", _never, expect_handler=_patient)
     app.on_response_prepare.append(dispatcher.finish)
@@ -94,12 +97,16 @@ class Dispatcher:
             if route.idempotent and route.who.role is None:
                 # All who are not signed in would share their keys, and so their answers.
                 raise ValueError(f"{route.method} {route.full_path}: idempotent needs a sign-in")
+            if route.rate not in CLASSES:
+                known = ", ".join(sorted(CLASSES))
+                raise ValueError(f"{route.method} {route.full_path}: rate is one of {known}")
         self._router = Router(routes)
         self._origins = Origins(desk.settings)
         self._queries = {id(route): payload.QueryReader(route.query) for route in routes}
         token = desk.settings.metrics.token
         self._operator_token = token.get_secret_value() if token else None
-        self._cookie = desk.settings.auth.cookie_name
+        self._cookies = Cookies(desk.settings.auth)
+        self._limits = desk.limits
         self._deadlines = Deadlines(desk.clock)
         self.exchanges = Exchanges(desk, self._origins)
 
@@ -205,6 +212,7 @@ class Dispatcher:
             query=query,
             base_url=exchange.peer.base_url,
             address=exchange.peer.address,
+            secure=exchange.peer.secure,
             route=route,
         )
         payload.check_encoding(request)
@@ -252,13 +260,25 @@ class Dispatcher:
     async def _authorised(self, request: web.Request, route: Route, exchange: Exchange) -> Caller:
         least = route.who.role
         if route.websocket:
-            by_cookie = self._cookie in request.cookies and offered_token(request) is None
+            cookie = self._cookies.access(request, exchange.peer)
+            by_cookie = cookie is not None and offered_token(request) is None
             self._origins.check_upgrade(request, exchange.peer, by_cookie=by_cookie)
         if least is None or route.websocket:
             if route.who is Who.OPERATOR:
                 self._check_operator(request)
+            elif route.who is Who.PUBLIC:
+                self._origins.check_page(request, exchange.peer)
+            await self._limits.admit(route.rate, address_class(exchange.peer.address))
             return Caller(NOBODY, "anonymous", Role.USER, request_id=exchange.request_id)
-        known = await self._desk.sessions.authenticate(self._token(request, exchange.peer))
+        try:
+            known = await self._desk.sessions.authenticate(self._token(request, exchange.peer))
+        except Unauthenticated:
+            # Who tries tokens is nobody in particular, and counts as such.
+            await self._limits.admit(route.rate, address_class(exchange.peer.address))
+            raise
+        assert known.user_id is not None
+        if not self._limits.admits(route.rate, known.user_id):
+            await self._limits.admit(route.rate, known.user_id)
         exchange.caller = caller = Caller(
             known.user_id,
             known.name,
@@ -268,7 +288,12 @@ class Dispatcher:
             known.session_id,
             exchange.request_id,
             known.cause_id,
+            known.grant,
+            known.must_enrol,
         )
+        check_proof(route, caller)
+        if caller.grant is not None and caller.session_id is not None:
+            self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)
         caller.require(least)
         return caller
 
@@ -277,8 +302,8 @@ class Dispatcher:
         header = request.headers.get(hdrs.AUTHORIZATION)
         if header is not None:
             return _bearer(header)
-        token = request.cookies.get(self._cookie) if hdrs.COOKIE in request.headers else None
-        if not token:
+        token = self._cookies.access(request, peer)
+        if token is None:
             raise Unauthenticated("Sign in first: send Authorization: Bearer <access token>.")
         self._origins.check_cookie_use(request, peer)
         return token

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime
 
 from itdesk.api import payload
 from itdesk.api.origin import LOCAL
+from itdesk.api.proofs import check_proof
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.errors import InvalidToken, NotFound, Unauthenticated
 from itdesk.hookspecs import Tracker
@@ -133,6 +134,10 @@ async def _check_agent(call: Call) -> None:
     if scheme.lower() != "bearer":
         raise Unauthenticated("Sign in with Authorization: Bearer <access token>.")
     known = await call.desk.sessions.authenticate(token.strip())
+    assert call.route is not None
+    check_proof(call.route, known)
+    if known.grant is not None and known.session_id is not None:
+        call.desk.api_tokens.note_use(known.session_id, call.address)
     known.require(Role.AGENT, "tell of issues")
 
 
@@ -199,6 +204,8 @@ ROUTES: list[Route] = [
     Route(
         id="R66", method="POST", path="/integrations/jira/upsert", handler=upsert,
         who=Who.SIGNATURE, tag="integrations", response=UPSERTED, seconds=RECEIVE_SECONDS,
+        # What is dropped here comes again minutes later at best, and a bulk change is a burst.
+        rate="none",
         errors={
             **_ADMISSION, "E_JIRA_PAYLOAD": 400, "E_PROJECT_KEY_EXISTS": 409,
             "E_TICKET_KEY_EXISTS": 409,

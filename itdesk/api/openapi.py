@@ -13,6 +13,7 @@ from aiohttp import web
 
 import itdesk
 from itdesk.api.aliases import twins
+from itdesk.api.origin import SAFE_METHODS
 from itdesk.api.route import ListQuery, Route, Who
 from itdesk.api.schemas import REF, Json, Schemas
 
@@ -141,7 +142,12 @@ def document(routes: Sequence[Route], cookie: str) -> Json:
             "headers": dict(HEADERS),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                "cookie": {"type": "apiKey", "in": "cookie", "name": cookie},
+                "cookie": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": cookie,
+                    "description": "Set by the sign-in. Over https its name begins with __Host-.",
+                },
             },
         },
     }
@@ -249,8 +255,12 @@ def _responses(
     for status, codes in sorted(_failures(route).items()):
         failure = _failure(status, codes)
         if str(status) in responses:
-            schema = responses[str(status)]["content"]["application/json"]
-            schema["schema"] = {"anyOf": [schema["schema"], {"$ref": REF + "Error"}]}
+            content = responses[str(status)]["content"]
+            if "application/json" in content:
+                schema = content["application/json"]
+                schema["schema"] = {"anyOf": [schema["schema"], {"$ref": REF + "Error"}]}
+            else:
+                content |= failure["content"]
         else:
             responses[str(status)] = failure
     return responses
@@ -284,6 +294,9 @@ def _header_refs(names: Iterable[str]) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
+_SCOPE = "E_AUTH_INSUFFICIENT_SCOPE"
+
+
 def _failures(route: Route) -> Mapping[int, set[str]]:
     """Return the error codes by status: the route's own and those that come with what it takes."""
     codes: dict[int, set[str]] = defaultdict(set)
@@ -297,6 +310,11 @@ def _failures(route: Route) -> Mapping[int, set[str]]:
     if route.who.role is not None:
         codes[401].add("E_AUTH_TOKEN_EXPIRED")
         codes[403].update(("E_AUTH_INSUFFICIENT_PERMISSIONS", "E_AUTH_CROSS_SITE"))
+        codes[403].add("E_AUTH_SESSION_REQUIRED" if route.session_only else _SCOPE)
+        if not route.enrolling:
+            codes[403].add("E_AUTH_ENROLMENT_REQUIRED")
+    elif route.who is Who.PUBLIC and route.method not in SAFE_METHODS:
+        codes[403].add("E_AUTH_CROSS_SITE")
     if _names(route.path):
         codes[404].add("E_NOT_FOUND")
     if route.body is not None or route.body_media != "application/json":

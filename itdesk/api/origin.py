@@ -22,10 +22,11 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\
 
 
 class Peer(NamedTuple):
-    """The client as seen through trusted proxies: its address and the URL base it used."""
+    """The client as seen through trusted proxies: its address, and by what URL base it asks."""
 
     address: str
     base_url: str
+    secure: bool = False
 
 
 class Origins:
@@ -62,7 +63,8 @@ class Origins:
             host = _last(headers.get("X-Forwarded-Host")) or host
             if scheme not in ("http", "https"):
                 scheme = "http"
-        return Peer(address, self._public_url or _base_url(scheme, host, self._default_host))
+        base_url = self._public_url or _base_url(scheme, host, self._default_host)
+        return Peer(address, base_url, scheme == "https" or base_url.startswith("https://"))
 
     @staticmethod
     def address(request: web.BaseRequest) -> str:
@@ -83,6 +85,20 @@ class Origins:
             raise Forbidden(
                 "A request that changes something and is signed in by cookie must come from a"
                 " page of this desk or of a listed origin.",
+                code="E_AUTH_CROSS_SITE",
+            )
+
+    def check_page(self, request: web.BaseRequest, peer: Peer) -> None:
+        """Raise Forbidden when a foreign page asks for a change without a sign-in, as browsers say.
+
+        Such a page could sign people in as somebody else, or use that they are inside a network.
+        """
+        headers = request.headers
+        said = "Origin" in headers or "Sec-Fetch-Site" in headers
+        if said and request.method not in SAFE_METHODS and not self.same_site(request, peer):
+            raise Forbidden(
+                "A request that changes something must come from a page of this desk or of a"
+                " listed origin, or from a program.",
                 code="E_AUTH_CROSS_SITE",
             )
 
@@ -115,6 +131,13 @@ class Origins:
         )
 
 
+def address_class(address: str) -> str:
+    """Return what a client's address counts as: an IPv6 client has a whole /64 to itself."""
+    if ":" not in address:
+        return address
+    return _prefix(address)
+
+
 def offered_token(request: web.BaseRequest) -> str | None:
     """Return the token among the subprotocols that a websocket offers: what browsers can send."""
     offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ())).split(",")
@@ -128,6 +151,10 @@ def _parse(text: str) -> Address | None:
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
+    return _parse_address(text)
+
+
+def _parse_address(text: str) -> Address | None:
     try:
         parsed = ip_address(text)
     except ValueError:
@@ -135,6 +162,14 @@ def _parse(text: str) -> Address | None:
     if isinstance(parsed, IPv6Address):
         return parsed.ipv4_mapped or parsed
     return parsed
+
+
+@lru_cache(maxsize=1024)
+def _prefix(address: str) -> str:
+    parsed = _parse_address(address)
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed or address)
+    return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 def _last(value: str | None) -> str:

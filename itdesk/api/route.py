@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from itdesk.model import Caller, Role
+from itdesk.model import Caller, Grant, Role
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -90,6 +90,7 @@ class Call:
     query: Any = None
     base_url: str = ""
     address: str = ""
+    secure: bool = False
     route: "Route | None" = None
 
     @property
@@ -120,7 +121,8 @@ class Route:
     statuses and what they answer, as `response` does. The handler's docstring is the summary.
     `seconds` is the deadline of a route that streams (math.inf for none): such a handler reads the
     body itself and is never run twice. A `websocket` route asks for its sign-in after the upgrade;
-    before it, no more than where the request comes from is looked at.
+    before it, no more than where the request comes from is looked at. A `session_only` route is
+    closed to API tokens, and an `enrolling` one is open to who must set up a second factor first.
     """
 
     id: str
@@ -145,6 +147,15 @@ class Route:
     root: bool = False
     seconds: float | None = None
     websocket: bool = False
+    session_only: bool = False
+    enrolling: bool = False
+
+    @property
+    def grant(self) -> Grant:
+        """Return the least scope of an API token that may call."""
+        if self.who.role is Role.ADMIN:
+            return Grant.ADMIN
+        return Grant.READ if self.method in ("GET", "HEAD") else Grant.WRITE
 
     @property
     def full_path(self) -> str:

@@ -34,6 +34,11 @@ class UserOpening(Body):
     password: NewPassword | None = None
     role: RoleIn = Role.USER
     department: Department | None = None
+    invite: Flag | None = Field(
+        None,
+        description="Whether to mail a link by which they set their password; if left out, that is"
+        " done when no password is given.",
+    )
 
 
 class UserChange(Body):
@@ -62,9 +67,14 @@ async def list_users(call: Call) -> Reply:
 
 
 async def create(call: Call) -> Reply:
-    """Open an account for somebody; without a password they cannot sign in by one."""
-    user = await call.desk.accounts.create(call.caller, NewUser(**call.body.model_dump()))
+    """Open an account for somebody; without a password they are invited to set one."""
+    user = await call.desk.accounts.create(call.caller, _new_user(call.body))
     return created(user, f"/api/v1/users/{user.id}")
+
+
+def _new_user(body: UserOpening) -> NewUser:
+    fields = body.model_dump(exclude={"invite"})
+    return NewUser(**fields, invite=body.password is None if body.invite is None else body.invite)
 
 
 async def get(call: Call) -> Reply:
@@ -81,6 +91,12 @@ async def update(call: Call) -> Reply:
 async def delete(call: Call) -> Reply:
     """Close an account for good; history keeps the name."""
     await call.desk.accounts.delete(call.caller, call.path["id"])
+    return NO_CONTENT
+
+
+async def unlock(call: Call) -> Reply:
+    """Let somebody sign in again at once after too many wrong passwords."""
+    await call.desk.accounts.unlock(call.caller, call.path["id"])
     return NO_CONTENT
 
 
@@ -158,6 +174,16 @@ ROUTES: list[Route] = [
         tag="users",
         status=204,
         errors={**_MISSING, "E_USER_LAST_ADMIN": 409, "E_USER_SELF": 409},
+    ),
+    Route(
+        id="R24",
+        method="POST",
+        path="/users/{id}/unlock",
+        handler=unlock,
+        who=Who.ADMIN,
+        tag="users",
+        status=204,
+        errors=_MISSING,
     ),
     Route(
         id="R25",

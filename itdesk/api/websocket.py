@@ -8,7 +8,7 @@ the end of the conversation.
 import asyncio
 import math
 import socket
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from itdesk.actors.client import Client, Goodbye
 from itdesk.actors.frames import PROTOCOL, frame, text
 from itdesk.api import payload
+from itdesk.api.cookies import Cookies
 from itdesk.api.exchange import EXCHANGE
 from itdesk.api.origin import offered_token
 from itdesk.api.route import Body, Call, Query, Reply, Route, Who
@@ -209,7 +210,8 @@ class Conversation:
         if request.rel_url.raw_query_string:
             raise Over(Goodbye.QUERY)
         # A foreign page came no further than the handshake: this cookie is ours to take.
-        token = offered_token(request) or request.cookies.get(self._desk.settings.auth.cookie_name)
+        cookies = Cookies(self._desk.settings.auth)
+        token = offered_token(request) or cookies.access(request, request[EXCHANGE].peer)
         caller, expires_at = await self._authenticate(token or await self._first_message())
         request[EXCHANGE].caller = caller
         entered = self._hub.enter(caller, expires_at, self._connection)
@@ -239,13 +241,16 @@ class Conversation:
         try:
             # A storm comes in one by one: the database is there for the requests as well.
             async with self._hub.signing_in:
-                caller = await self._desk.sessions.authenticate(token)
-            expires = self._desk.tokens.verify(token).exp
+                caller, expires_at = await self._desk.sessions.admit(token)
         except ExpiredToken:
             raise Over(Goodbye.EXPIRED) from None
         except Unauthenticated:
             raise Over(Goodbye.TOKEN) from None
-        return caller, datetime.fromtimestamp(expires, UTC)
+        if caller.must_enrol:
+            raise Over(Goodbye.FACTOR)
+        if caller.grant is not None and caller.session_id is not None:
+            self._desk.api_tokens.note_use(caller.session_id, self._call.address)
+        return caller, expires_at
 
     # --- listening ---
 

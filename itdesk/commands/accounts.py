@@ -2,6 +2,7 @@
 
 import sys
 from typing import Any, TypeVar
+from uuid import UUID
 
 import click
 import orjson
@@ -9,12 +10,14 @@ from pydantic import BaseModel
 
 from itdesk.api.payload import parse
 from itdesk.api.tickets import TicketBody
+from itdesk.api.tokens import TokenRequest
 from itdesk.api.users import UserOpening
 from itdesk.commands.context import Context, run
 from itdesk.desk import Desk
 from itdesk.desk.accounts import NewUser
+from itdesk.desk.api_tokens import LONGEST_DAYS, NewToken
 from itdesk.errors import NotFound
-from itdesk.model import Caller, Priority, Role, Source, User
+from itdesk.model import Caller, Grant, Priority, Role, Source, User
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -23,7 +26,7 @@ OPERATOR = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.CL
 
 @click.group()
 def user() -> None:
-    """Open accounts."""
+    """Open and unlock accounts, and help who lost a second factor."""
 
 
 @user.command()
@@ -72,12 +75,31 @@ async def _opened(desk: Desk, wanted: UserOpening) -> tuple[User, bool]:
     try:
         return await desk.accounts.find(wanted.email), False
     except NotFound:
-        return await desk.accounts.create(OPERATOR, NewUser(**wanted.model_dump())), True
+        return await desk.accounts.create(
+            OPERATOR, NewUser(**wanted.model_dump(exclude={"invite"}))
+        ), True
+
+
+@user.command()
+@click.argument("email")
+@click.pass_obj
+def unlock(context: Context, email: str) -> None:
+    """Let somebody sign in again at once after too many wrong passwords."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            lifted = await desk.accounts.unlock(OPERATOR, person.id)
+            state = "is unlocked" if lifted else "was not locked"
+            click.echo(f"{person.email} {state}")
+
+    run(work())
 
 
 @click.group()
 def token() -> None:
-    """Issue access tokens."""
+    """Issue access tokens, and API tokens for scripts."""
 
 
 @token.command()
@@ -91,6 +113,87 @@ def issue(context: Context, email: str) -> None:
         async with context.desk(settings) as desk:
             person = await desk.accounts.find(email)
             click.echo((await desk.sessions.issue_for(person)).access_token)
+
+    run(work())
+
+
+@token.command("create")
+@click.option("--email", required=True, help="Whose token.")
+@click.option("--name", required=True, help="What will use it.")
+@click.option(
+    "--scope",
+    type=click.Choice([grant.value for grant in Grant]),
+    default="read",
+    show_default=True,
+)
+@click.option("--days", type=click.IntRange(1, LONGEST_DAYS), help="[auth.api_token_expire_days]")
+@click.option("--without-end", is_flag=True, help="Let it never expire, where that is allowed.")
+@click.pass_obj
+def create_token(
+    context: Context, email: str, name: str, scope: str, days: int | None, without_end: bool
+) -> None:
+    """Print an API token for a script, alone, on stdout; it is shown this once."""
+    settings = context.settings()
+
+    async def work() -> None:
+        wanted = _checked(TokenRequest, name=name, scope=scope, expires_in_days=days)
+        lasting = None if without_end else days or settings.auth.api_token_expire_days
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            new = NewToken(wanted.name, Grant(wanted.scope), lasting)
+            click.echo((await desk.api_tokens.create(OPERATOR, new, owner=person.id)).token)
+
+    run(work())
+
+
+@token.command("list")
+@click.option("--email", required=True, help="Whose tokens.")
+@click.pass_obj
+def list_tokens(context: Context, email: str) -> None:
+    """List somebody's API tokens: id, scope, end, last use and address, name."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            for one in await desk.api_tokens.list(OPERATOR, person.id):
+                end = f"{one.expires_at:%Y-%m-%d}" if one.expires_at else "never"
+                used = f"{one.last_used_at:%Y-%m-%dT%H:%MZ}" if one.last_used_at else "unused"
+                where = one.last_used_ip or "-"
+                click.echo(f"{one.id}  {one.scope:<5}  {end:<10}  {used}  {where}  {one.name}")
+
+    run(work())
+
+
+@token.command()
+@click.argument("ids", nargs=-1, required=True, type=click.UUID)
+@click.pass_obj
+def revoke(context: Context, ids: tuple[UUID, ...]) -> None:
+    """Revoke API tokens by their ids."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            for one in ids:
+                await desk.api_tokens.revoke(OPERATOR, one)
+                click.echo(f"{one} is revoked")
+
+    run(work())
+
+
+@user.command("reset-totp")
+@click.option("--email", required=True, help="Whose second factor.")
+@click.pass_obj
+def reset_totp(context: Context, email: str) -> None:
+    """Take away somebody's second factor, who lost it, and end their sessions."""
+    settings = context.settings()
+
+    async def work() -> None:
+        async with context.desk(settings) as desk:
+            person = await desk.accounts.find(email)
+            removed = await desk.second_factors.reset(OPERATOR, person.id)
+            done = "is gone; every session has ended" if removed else "was never set up"
+            click.echo(f"the second factor of {person.email} {done}")
 
     run(work())
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
-from itdesk import daemon
+from itdesk import assembly, daemon
 from itdesk.config import Settings, load, secret_values
 from itdesk.desk import Desk
 from itdesk.errors import ConfigError, DeskError, Invalid, Unavailable
@@ -64,9 +64,9 @@ class Context:
     @asynccontextmanager
     async def desk(self, settings: Settings) -> AsyncIterator[Desk]:
         """Lend the desk, on a database that is at head, beside a running daemon or without one."""
-        async with daemon.database_url(settings) as url:
+        async with assembly.database_url(settings) as url:
             await daemon.at_head(settings, url, patience=5)
-            async with daemon.open_desk(settings, url) as desk:
+            async with assembly.open_desk(settings, url) as desk:
                 yield desk
 
 

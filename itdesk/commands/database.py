@@ -5,7 +5,7 @@ from typing import cast
 
 import click
 
-from itdesk import daemon
+from itdesk import assembly
 from itdesk.commands.context import FAILURE, USAGE, Context, run
 from itdesk.config import Settings
 from itdesk.store.migrations import Migrated, Migrations, Stamp, Verification
@@ -33,7 +33,7 @@ def wait(context: Context, timeout: float) -> None:
     _require_database(context, settings, status=USAGE)
 
     async def work() -> str | None:
-        async with daemon.database_url(settings) as url:
+        async with assembly.database_url(settings) as url:
             return await Migrations(url).wait(timeout)
 
     problem = run(work())
@@ -57,7 +57,7 @@ def migrate(context: Context, stamp: str) -> None:
     settings = context.settings()
 
     async def work() -> Migrated:
-        async with daemon.database_url(settings) as url:
+        async with assembly.database_url(settings) as url:
             return await Migrations(url).migrate(cast(Stamp, stamp))
 
     done = run(work())
@@ -79,7 +79,7 @@ def verify(context: Context) -> None:
     _require_database(context, settings, status=NO_URL)
 
     async def work() -> Verification:
-        async with daemon.database_url(settings) as url:
+        async with assembly.database_url(settings) as url:
             return await Migrations(url).verify()
 
     found = run(work())
@@ -108,7 +108,7 @@ def downgrade(context: Context, to: str, yes: bool) -> None:
         )
 
     async def work() -> tuple[str, ...]:
-        async with daemon.database_url(settings) as url:
+        async with assembly.database_url(settings) as url:
             return await Migrations(url).downgrade(to)
 
     for name in run(work()):

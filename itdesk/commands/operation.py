@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 import orjson
 
-from itdesk import daemon
+from itdesk import assembly, daemon
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
 from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
 from itdesk.desk import doctor as doctors
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keyfile import KeyFile
 from itdesk.errors import ConfigError
 from itdesk.runtime import log, systemd
 from itdesk_plugins.clamav import ClamavSettings
@@ -97,7 +97,7 @@ def _make_key(settings: Settings) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Keys.load_or_create(path, algorithm=settings.auth.jwt_algorithm)
+            KeyFile(path, settings.auth.jwt_algorithm).load_or_create()
         except ConfigError as exc:
             sys.exit(fail(exc))
 
@@ -172,14 +172,14 @@ def doctor(context: Context) -> None:
 
 
 async def _findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
-    async with daemon.database_url(settings) as url:
+    async with assembly.database_url(settings) as url:
         well = True
         findings = doctors.examine_database(url, production=settings.production)
         async for finding in findings:
             well = well and (finding.ok or finding.part == "accounts")
             yield finding
         if well:
-            async with daemon.open_desk(settings, url) as desk:
+            async with assembly.open_desk(settings, url) as desk:
                 async for finding in doctors.examine(desk):
                     yield finding
 

@@ -31,6 +31,7 @@ ADDRESSES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "jira": (("base_url",), ("webhook_secret",)),
         "ollama": (("base_url",),),
         "google": (("client_id",),),
+        "oidc": (("issuer", "client_id"),),
     }
 )
 

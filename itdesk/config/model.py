@@ -24,6 +24,7 @@ from itdesk.config.fields import (
     SecondsOrOff,
     SigningSecret,
 )
+from itdesk.model import Role
 
 Key = tuple[str, ...]
 
@@ -82,6 +83,15 @@ class Server(Section):
     request_seconds: Seconds = 30
     max_body: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
 
+    @property
+    def link_base(self) -> str:
+        """Return what links in mails start with: the frontend, or this daemon without one."""
+        base = self.frontend_base_url
+        # As it is in the file that `itdesk init` writes, it names no frontend of anybody's.
+        if self.public_url and base == type(self).model_fields["frontend_base_url"].default:
+            base = self.public_url
+        return base.rstrip("/")
+
 
 class Log(Section):
     level: LogLevel = "INFO"
@@ -114,12 +124,18 @@ class Auth(Section):
     refresh_cookie_name: CookieName = "itdesk_refresh"
     password_reset_token_expire_hours: Annotated[int, Field(ge=1, le=168)] = 2
     verification_token_expire_hours: Annotated[int, Field(ge=1, le=720)] = 24
+    invitation_expire_hours: Annotated[int, Field(ge=1, le=720)] = 72
     require_verified_email: bool | None = None
     allow_registration: bool = True
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 8
     refresh_grace_seconds: SecondsOrOff = 10
     session_refresh_seconds: Seconds = 2
+    api_token_expire_days: Annotated[int, Field(ge=1, le=366)] = 90
+    api_tokens_without_end: bool = False
+    totp_required_roles: tuple[Role, ...] = ()
+    totp_issuer: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")] = "itdesk"
+    challenge_seconds: Seconds = 300
 
 
 class LocalStorage(Section):
@@ -165,10 +181,26 @@ class Scheduler(Section):
     token_cleanup_seconds: SecondsOrOff = 3600
     storage_verify_seconds: SecondsOrOff = 43_200
     jira_reconcile_seconds: SecondsOrOff = 0
+    workflow_seconds: SecondsOrOff = 60
+
+
+class Workflows(Section):
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    webhook_seconds: Seconds = 10
+    target_networks: tuple[IPvAnyNetwork, ...] = ()
 
 
 class Mail(Section):
     plugin: str | None = None
+    desk_name: Annotated[str, Field(min_length=1, max_length=60)] = "itdesk"
+    templates_dir: Path | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    retry_seconds: Seconds = 10
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 24
+    notify_new_tickets: bool = True
+    burst: Annotated[int, Field(ge=1, le=10_000)] = 10
+    digest_seconds: Seconds = 60
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 90
 
 
 class Ai(Section):
@@ -198,6 +230,9 @@ class Limits(Section):
     default: RateLimit = Rate(120, "minute")
     auth: RateLimit = Rate(20, "minute")
     ai: RateLimit = Rate(30, "minute")
+    sign_in_failures: Annotated[int, Field(ge=1, le=100)] = 10
+    sign_in_failures_most: Annotated[int, Field(ge=1, le=100)] = 100
+    sign_in_wait_seconds: Seconds = 900
 
 
 class Metrics(Section):
@@ -230,6 +265,7 @@ class Settings(Section):
     scanner: Scanner = Scanner()
     jobs: Jobs = Jobs()
     scheduler: Scheduler = Scheduler()
+    workflows: Workflows = Workflows()
     mail: Mail = Mail()
     ai: Ai = Ai()
     tickets: Tickets = Tickets()

@@ -9,21 +9,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
+    from itdesk.desk.api_tokens import ApiTokens
     from itdesk.desk.attachments import Attachments
+    from itdesk.desk.automation import Automation
+    from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
+    from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.limits import RateLimits
+    from itdesk.desk.mail import Mail
     from itdesk.desk.mirror import Mirror
+    from itdesk.desk.notices import Notices
     from itdesk.desk.plugins import Plugins
     from itdesk.desk.projects import Projects
+    from itdesk.desk.recovery import Recovery
+    from itdesk.desk.replay import Replay
     from itdesk.desk.rescans import Rescans
     from itdesk.desk.scans import Scans
     from itdesk.desk.schedules import Schedules
+    from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
+    from itdesk.desk.signups import Signups
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.verification import Verification
+    from itdesk.desk.webhooks import Webhooks
+    from itdesk.desk.workflows import Workflows
     from itdesk.hookspecs import Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
@@ -40,13 +54,22 @@ class Desk:
     db: Database
     plugins: Plugins
     tokens: Tokens
+    limits: RateLimits
+    guesses: Guesses
     sessions: Sessions
+    api_tokens: ApiTokens
+    second_factors: SecondFactors
     accounts: Accounts
+    signups: Signups
+    verification: Verification
+    recovery: Recovery
     projects: Projects
     tickets: Tickets
     journal: Journal
     mirror: Mirror
     jobs: Jobs
+    mail: Mail
+    notices: Notices
     schedules: Schedules
     stats: Statistics
     upload_dir: Path
@@ -54,6 +77,11 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    webhooks: Webhooks = field(init=False)
+    workflows: Workflows = field(init=False)
+    replay: Replay = field(init=False)
+    automation: Automation = field(init=False)
+    identities: Identities = field(init=False)
     runtime: Health = field(init=False)
     trackers: dict[str, Tracker] = field(default_factory=dict)
 

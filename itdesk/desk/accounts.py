@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from itdesk.config import Auth
+from itdesk.desk.guesses import Guesses, of_change
 from itdesk.desk.passwords import Passwords
+from itdesk.desk.proofs import Proofs
 from itdesk.desk.sessions import Sessions
-from itdesk.errors import Conflict, Forbidden, Invalid, NotFound
-from itdesk.model import Assignee, Caller, Change, Event, Role, Source, User, new_id
+from itdesk.errors import Conflict, Forbidden, Invalid, NotFound, SessionRequired
+from itdesk.model import Assignee, Caller, Change, Event, Role, User, new_id
+from itdesk.store import proofs as links
 from itdesk.store import users
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
@@ -26,59 +28,44 @@ _TOLD = ("name", "role", "department", "avatar_url", "is_active")
 
 @dataclass(frozen=True, slots=True)
 class NewUser:
-    """Somebody to get an account; without a password they cannot sign in by one yet."""
+    """Somebody to get an account; without a password they cannot sign in by one yet.
+
+    Who is invited sets it by a link that is mailed to them, which also verifies their address.
+    """
 
     email: str
     name: str
     role: Role = Role.USER
     password: str | None = field(default=None, repr=False)
     department: str | None = None
+    invite: bool = False
 
 
 class Accounts:
     """Opening, reading, changing and closing accounts, on behalf of a caller."""
 
     def __init__(
-        self, db: Database, passwords: Passwords, sessions: Sessions, settings: Auth
+        self,
+        db: Database,
+        passwords: Passwords,
+        guesses: Guesses,
+        sessions: Sessions,
+        proofs: Proofs,
     ) -> None:
         self._db = db
         self._passwords = passwords
+        self._guesses = guesses
         self._sessions = sessions
-        self._settings = settings
-
-    async def register(self, email: str, password: str, name: str, *, role: object = None) -> User:
-        """Open an account for whoever asks, as a plain user: a role is given, never taken."""
-        if role is not None:
-            raise Forbidden(
-                "Nobody chooses their own role: leave role out.", details={"field": "role"}
-            )
-        if not self._settings.allow_registration:
-            raise Forbidden(
-                "Accounts are opened by the administrators here.",
-                code="E_AUTH_REGISTRATION_CLOSED",
-            )
-        hashed = await self._hash(password, email, name)
-        async with self._db.transaction() as tx:
-            user = await users.create(
-                tx.conn,
-                id=new_id(),
-                email=email,
-                name=name,
-                role=Role.USER,
-                department=None,
-                password_hash=hashed,
-                is_verified=False,
-            )
-            themselves = Caller(user.id, user.name, user.role, Source.API, user.email)
-            tx.record(Event.by(themselves, "user.registered", data={"user_id": str(user.id)}))
-        return user
+        self._proofs = proofs
 
     async def create(self, caller: Caller, new: NewUser) -> User:
-        """Open an account for somebody else, whose address the administrator vouches for."""
+        """Open an account for somebody else: invited, or the administrator vouches for them."""
         caller.require(Role.ADMIN, "open accounts for others")
         hashed = None
         if new.password is not None:
-            hashed = await self._hash(new.password, new.email, new.name)
+            if new.invite:
+                raise Invalid.field("invite", "is for somebody who gets no password")
+            hashed = await self._passwords.hash_new(new.password, new.email, new.name)
         async with self._db.transaction() as tx:
             user = await users.create(
                 tx.conn,
@@ -88,11 +75,29 @@ class Accounts:
                 role=new.role,
                 department=new.department,
                 password_hash=hashed,
-                is_verified=True,
+                is_verified=not new.invite,
             )
             about = {"user_id": str(user.id), "name": user.name, "role": user.role}
             tx.record(Event.by(caller, "user.created", data=about))
+            if new.invite:
+                await self._proofs.mail_invitation(tx, caller, user)
         return user
+
+    async def invite(self, caller: Caller, ref: str | UUID) -> User:
+        """Mail somebody without a password another link by which they set one."""
+        caller.require(Role.ADMIN, "invite people")
+        user_id = _subject(caller, ref, "invite people")
+        async with self._db.transaction() as tx:
+            account = await users.account(tx.conn, user_id, lock=True)
+            if not account.user.is_active:
+                raise Conflict("This account is switched off: switch it on first.")
+            if account.password_hash is not None:
+                raise Conflict(
+                    "This person has a password: they sign in by it, or ask for a new one.",
+                    code="E_USER_HAS_PASSWORD",
+                )
+            await self._proofs.mail_invitation(tx, caller, account.user)
+        return account.user
 
     async def list(
         self, caller: Caller, *, role: Role | None, q: str | None, window: Window
@@ -141,6 +146,8 @@ class Accounts:
                 if before.password_hash != proved.old:
                     raise Conflict("The password was changed meanwhile.")
                 changed["password_hash"] = proved.new
+                if user_id != caller.user_id:
+                    changed["is_verified"] = True  # handed over by who vouches for them
             if not changed:
                 return before.user
             ends = proved is not None or changed.get("is_active") is False
@@ -148,9 +155,23 @@ class Accounts:
             if ends:
                 keep = caller.session_id if after.is_active else None
                 await self._sessions.end_all(tx, user_id, keep=keep)
+            if ends or "email" in changed:
+                await links.end_all(tx.conn, user_id)
+            if proved is not None:
+                await self._proofs.mail_password_changed(tx, after)
+            if proved is not None:
+                await self._guesses.lift(tx, caller, user_id, after.email)
             self._sessions.refresh_state(tx, user_id)
             tx.record(_updated(caller, before.user, after, changed))
         return after
+
+    async def unlock(self, caller: Caller, ref: str | UUID) -> bool:
+        """Let somebody sign in again after too many wrong passwords; False when they could."""
+        caller.require(Role.ADMIN, "unlock accounts")
+        user_id = _subject(caller, ref, "unlock accounts")
+        async with self._db.transaction() as tx:
+            user = await users.get(tx.conn, user_id)
+            return await self._guesses.lift(tx, caller, user_id, user.email)
 
     async def delete(self, caller: Caller, ref: str | UUID) -> None:
         """Close an account for good: nobody signs in by it, and history keeps the name."""
@@ -169,13 +190,6 @@ class Accounts:
             await users.delete(tx.conn, user_id)
             self._sessions.refresh_state(tx, user_id)
 
-    async def _hash(self, password: str, *context: str) -> str:
-        problems = self._passwords.check_acceptable(password, context=context)
-        if problems:
-            fields = [{"path": "password", "problem": problem} for problem in problems]
-            raise Invalid(f"The password {problems[0]}.", details={"fields": fields})
-        return await self._passwords.hash(password)
-
     async def _new_hash(
         self, caller: Caller, user_id: UUID, wanted: Mapping[str, Any]
     ) -> "_NewHash | None":
@@ -190,10 +204,12 @@ class Accounts:
         if caller.user_id == user_id:
             if current is None:
                 raise Invalid.field("current_password", "is required to change the password")
-            if not await self._passwords.verify(current, account.password_hash):
-                raise Invalid.field("current_password", "is not the current password")
+            async with self._guesses.guessing(of_change(user_id)) as guess:
+                if not await self._passwords.verify(current, account.password_hash):
+                    raise Invalid.field("current_password", "is not the current password")
+                await guess.right()
         context = (account.user.email, account.user.name, wanted.get("name", ""))
-        return _NewHash(account.password_hash, await self._hash(password, *context))
+        return _NewHash(account.password_hash, await self._passwords.hash_new(password, *context))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +237,8 @@ def _require_allowed(caller: Caller, wanted: Mapping[str, Any]) -> None:
     for name in wanted:
         if name not in _FIELDS:
             raise Invalid.field(name, "is not known here")
+        if name == "password" and caller.grant is not None:
+            raise SessionRequired("An API token changes no passwords: sign in.")
         if name not in _OWN_FIELDS and not caller.has(Role.ADMIN):
             raise Forbidden(f"Only administrators may set {name}.", details={"field": name})
 

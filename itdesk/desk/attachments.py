@@ -15,7 +15,7 @@ from uuid import UUID
 from itdesk.desk import contents
 from itdesk.desk.filenames import accepted_type, shown_name
 from itdesk.desk.serving import scanned_bytes
-from itdesk.desk.tokens import UrlSigner
+from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, NotFound, TooLarge
 from itdesk.hookspecs import Storage
 from itdesk.model import Attachment, Caller, Event, Role, ScanStatus, new_id

@@ -10,7 +10,16 @@ from pydantic import BaseModel, Field, ValidationError
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
 from itdesk.errors import ConfigError, DeskError
-from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage, Tracker
+from itdesk.hookspecs import (
+    Health,
+    IdentityProvider,
+    JobType,
+    Mailer,
+    ScanEngine,
+    Schedule,
+    Storage,
+    Tracker,
+)
 from itdesk.runtime.log import redacted
 
 API = 1
@@ -126,6 +135,8 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
     "itdesk_tracker": _a(Tracker),
+    "itdesk_mailer": _a(Mailer),
+    "itdesk_identity": _a(IdentityProvider),
     "itdesk_routes": _list(
         "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
     ),

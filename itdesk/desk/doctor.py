@@ -90,6 +90,21 @@ async def examine(desk: Desk) -> AsyncIterator[Finding]:
         if name not in desk.scans.engines:
             remedy = "set CLAMAV_HOST, or install itdesk[embedded] for yara"
             yield Finding(name, False, "; ".join(weak), remedy)
+    if desk.mail.on:
+        yield await _mail(desk)
+    for name, provider in desk.identities.providers.items():
+        try:
+            await provider.check()
+            yield Finding(f"sign-in by {name}", True, "its keys are usable, it knows this client")
+        except DeskError as exc:
+            yield Finding(f"sign-in by {name}", False, exc.message, f"see [plugins.{name}]")
     for name, health in (await desk.plugins.health()).items():
         remedy = f"see [plugins.{name}] and the log"
         yield Finding(f"plugin {name}", health.ok, health.reason or "loaded", remedy)
+
+
+async def _mail(desk: Desk) -> Finding:
+    try:
+        return Finding("mail", True, await desk.mail.check())
+    except DeskError as exc:
+        return Finding("mail", False, exc.message, f"see [plugins.{desk.settings.mail.plugin}]")

@@ -11,6 +11,9 @@ OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 # A storage is tried for real, but not for everybody who asks.
 _STORAGE_SECONDS = 10.0
 
+# Mail that is owed for longer is told: a server that greylists takes some minutes.
+LATE_MAIL_SECONDS = 900.0
+
 Check = tuple[str, str]
 
 
@@ -43,6 +46,7 @@ class Health:
             "storage": await self._storage_check(),
             "scanner": self._scanner_check(),
             "plugins": await self._plugins_check(),
+            "mail": await self._mail_check(),
             "actors": self._actors_check(),
         }
         statuses = {status for status, _ in checks.values()}
@@ -76,6 +80,19 @@ class Health:
             return OK, ""
         reason = "; ".join(f"{name}: {why}" for name, why in ailing.items())
         return (UNAVAILABLE if required & ailing.keys() else DEGRADED), reason
+
+    async def _mail_check(self) -> Check:
+        """Mail that waits makes nobody else wait: it is told, not unavailable."""
+        try:
+            owed = await self._desk.mail.waiting()
+        except DeskError as exc:
+            return DEGRADED, exc.message
+        if owed.oldest_seconds < LATE_MAIL_SECONDS:
+            return OK, ""
+        return DEGRADED, (
+            f"{owed.count} mails wait, the oldest for {owed.oldest_seconds:.0f} s:"
+            " `itdesk doctor` tries the mail server, GET /api/v1/emails?status=queued says why"
+        )
 
     def _actors_check(self) -> Check:
         ailing = [

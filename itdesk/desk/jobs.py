@@ -139,6 +139,7 @@ class Jobs:
         self._dice = dice
         self._types: dict[str, JobType] = {}
         self._by_event: dict[str, list[JobType]] = {}
+        self.gauges: list[Callable[[], Awaitable[object]]] = []
         self._oldest = metrics.gauge(
             "itdesk_jobs_oldest_seconds", "How long the oldest job is overdue.", ["type"]
         )
@@ -169,9 +170,10 @@ class Jobs:
         if not self._by_event:
             return []
         return [
-            _following(kind, event)
+            job
             for event in events
             for kind in self._by_event.get(event.type, ())
+            if (job := _following(kind, event)) is not None
         ]
 
     # --- working ---------------------------------------------------------------------------
@@ -237,6 +239,8 @@ class Jobs:
                 log.error("job failed", type=name, reason="no attempt came back")
             oldest = await jobs.oldest(conn)
             self._failed.set(await jobs.count_failed(conn))
+        for measure in self.gauges:
+            await measure()
         for name in self._types.keys() | oldest.keys():
             self._oldest.labels(name).set(oldest.get(name, 0.0))
 
@@ -394,9 +398,11 @@ class Jobs:
         return after
 
 
-def _following(kind: JobType, event: Event) -> NewJob:
+def _following(kind: JobType, event: Event) -> NewJob | None:
     """Return the job that follows from an event, as failed when its type cannot say what it is."""
     try:
+        if not kind.when(event):
+            return None
         lane, dedupe_key = kind.lane(event), kind.dedupe(event)
         if not isinstance(lane, str | None) or not isinstance(dedupe_key, str | None):
             raise TypeError("lanes and dedupe keys are text")

@@ -32,6 +32,7 @@ _LONGEST_RAW = 4 * LONGEST
 _STORED = re.compile(r"\$2b\$(\d\d)\$[./A-Za-z0-9]{53}", re.ASCII)
 _LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
 _QUEUE_PER_THREAD = 16
+_NICENESS = 5
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +61,9 @@ class Passwords:
         threads = threads or max(1, len(os.sched_getaffinity(0)) - 1)
         queue = threads * _QUEUE_PER_THREAD if queue is None else queue
         self._room = threading.BoundedSemaphore(threads + queue)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="password")
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="password", initializer=_give_way
+        )
         self._closed = False
 
     async def hash(self, password: str) -> str:
@@ -96,6 +99,14 @@ class Passwords:
         elif self._built_on(folded, _words(context)):
             problems.append("is little more than your name, your address or this service's name")
         return problems
+
+    async def hash_new(self, password: str, *context: str, path: str = "password") -> str:
+        """Return what to store for a new password; Invalid with all that is wrong with it."""
+        problems = self.check_acceptable(password, context=context)
+        if problems:
+            fields = [{"path": path, "problem": problem} for problem in problems]
+            raise Invalid(f"The password {problems[0]}.", details={"fields": fields})
+        return await self.hash(password)
 
     def close(self) -> None:
         """Stop the threads; who still waits for one gets Unavailable."""
@@ -143,6 +154,11 @@ def common_passwords() -> frozenset[str]:
         shipped = Path(__file__).parents[2] / "etc" / "common-passwords.txt"
     lines = shipped.read_text(encoding="utf-8").splitlines()
     return frozenset(line.casefold() for line in lines if line and not line.startswith("# "))
+
+
+def _give_way() -> None:
+    """Let the event loop have a core before this thread: whoever signs in can wait, others not."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _unusable(password: str) -> list[str]:

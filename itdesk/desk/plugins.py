@@ -29,9 +29,19 @@ from itdesk.desk.contract import (
     validated,
 )
 from itdesk.desk.discovery import Found, Refused, discover
-from itdesk.desk.isolation import Isolation, Outcome, invoke
+from itdesk.desk.isolation import Isolation
+from itdesk.desk.stays import Stay, ended
 from itdesk.errors import ConfigError, Unavailable
-from itdesk.hookspecs import Health, JobType, ScanEngine, Schedule, Storage, Tracker
+from itdesk.hookspecs import (
+    Health,
+    IdentityProvider,
+    JobType,
+    Mailer,
+    ScanEngine,
+    Schedule,
+    Storage,
+    Tracker,
+)
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -158,10 +168,10 @@ class Plugins:
         A plugin that cannot be entered is broken, and fatal only when required. Each context lives
         in a task of its own, so that a task group in it cannot cancel the desk.
         """
-        stays: list[_Stay] = []
+        stays: list[Stay] = []
         try:
             for impl in self._implementations("itdesk_lifespan"):
-                stay = _Stay(self._isolation, impl, desk)
+                stay = Stay(self._isolation, impl, desk)
                 stays.append(stay)
                 await self._enter(stay)
                 self._demand()
@@ -187,6 +197,14 @@ class Plugins:
     async def trackers(self, desk: "Desk") -> dict[str, Tracker]:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", desk=desk)
+
+    async def mailers(self, desk: "Desk") -> dict[str, Mailer]:
+        """Return what sends mail, by plugin."""
+        return await self._start("itdesk_mailer", desk=desk)
+
+    async def identity_providers(self, desk: "Desk") -> dict[str, IdentityProvider]:
+        """Return who else knows people, by plugin; a provider is called as its plugin."""
+        return await self._start("itdesk_identity", desk=desk)
 
     async def routes(self) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""
@@ -308,7 +326,7 @@ class Plugins:
 
     # --- lifespan --------------------------------------------------------------------------
 
-    async def _enter(self, stay: "_Stay") -> None:
+    async def _enter(self, stay: "Stay") -> None:
         """Wait until a plugin is entered; one that fails or is late is broken."""
         seconds = self._records[stay.name].section.start_seconds
         started, outcome = perf_counter(), "cancelled"
@@ -317,7 +335,7 @@ class Plugins:
             await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             failure: BaseException | None = None
             if not stay.entered.done():
-                failure = _ended(stay.task) or Late(f"not entered in {seconds:g} s")
+                failure = ended(stay.task) or Late(f"not entered in {seconds:g} s")
             outcome = _kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
@@ -329,12 +347,12 @@ class Plugins:
         else:
             stay.task.add_done_callback(lambda task: self._watch(stay))
 
-    def _watch(self, stay: "_Stay") -> None:
+    def _watch(self, stay: "Stay") -> None:
         """Break a plugin whose context ended before it was asked to."""
         if not stay.leave.is_set():
-            self._break(stay.name, stay.hook, _ended(stay.task) or Refused("it ended by itself"))
+            self._break(stay.name, stay.hook, ended(stay.task) or Refused("it ended by itself"))
 
-    async def _leave(self, stay: "_Stay") -> None:
+    async def _leave(self, stay: "Stay") -> None:
         if stay.task.done() or not stay.entered.done():
             return
         seconds = self._records[stay.name].section.hook_seconds
@@ -342,7 +360,7 @@ class Plugins:
         try:
             stay.leave.set()
             await asyncio.wait({stay.task}, timeout=seconds)
-            failure = _ended(stay.task) if stay.task.done() else Late(f"not left in {seconds:g} s")
+            failure = ended(stay.task) if stay.task.done() else Late(f"not left in {seconds:g} s")
             outcome = _kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
@@ -417,30 +435,6 @@ class Plugins:
             pause = PAUSE_DEADLINES * record.section.hook_seconds
             record.paused_until = perf_counter() + pause
             log.error("plugin gets no events for a while", plugin=name, seconds=pause)
-
-
-class _Stay:
-    """One plugin's context from entering to leaving, in a task of its own."""
-
-    hook = "itdesk_lifespan"
-
-    def __init__(self, isolation: Isolation, impl: pluggy.HookImpl, desk: "Desk") -> None:
-        self.name = impl.plugin_name
-        self.entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.leave = asyncio.Event()
-        self.task = isolation.spawn(self.name, self.hook, self._stay(impl, desk))
-
-    async def _stay(self, impl: pluggy.HookImpl, desk: "Desk") -> None:
-        context = invoke(impl, {"desk": desk})
-        if inspect.isawaitable(context):
-            context = await context
-        async with context:
-            self.entered.set_result(None)
-            await self.leave.wait()
-
-
-def _ended(task: asyncio.Task[Outcome]) -> BaseException | None:
-    return task.result()[1] if task.done() and not task.cancelled() else None
 
 
 def _kind(failure: BaseException | None) -> str:

@@ -18,12 +18,13 @@ from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.model import SYSTEM, Event
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, mirrors, periodic
+from itdesk.store import cleanup, emails, mirrors, periodic, workflow_runs
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
 ANSWER_HOURS = 48
 NEVER_UPLOADED_DAYS = 7
+EXPIRED_TOKEN_DAYS = 30
 # Rows deleted by one statement: it shall be over long before its deadline.
 BATCH = 2000
 
@@ -110,7 +111,12 @@ def own_schedules(
         await stats.aggregate()
 
     async def clean(job: Job) -> None:
-        await clean_up(db, days=settings.jobs.keep_days)
+        await clean_up(
+            db,
+            days=settings.jobs.keep_days,
+            workflow_days=settings.workflows.keep_days,
+            mail_days=settings.mail.keep_days,
+        )
 
     async def verify(job: Job) -> None:
         report = await inventory.tidy()
@@ -132,17 +138,30 @@ def own_schedules(
     )
 
 
-async def clean_up(db: Database, *, days: int) -> dict[str, int]:
-    """Delete what is over; jobs and runs that ended are kept for so many days. Return how many."""
+async def clean_up(
+    db: Database, *, days: int, workflow_days: int = 90, mail_days: int = 90
+) -> dict[str, int]:
+    """Delete what is over; jobs, runs and mails that ended are kept for so many days.
+
+    What mails say whose links are over is forgotten. Return how many of each.
+    """
     steps: dict[str, Step] = {
         "sessions": cleanup.delete_expired_sessions,
         "verifications": cleanup.delete_expired_verifications,
         "resets": cleanup.delete_expired_resets,
+        "challenges": cleanup.delete_expired_challenges,
+        "api_tokens": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
+        "sign_ins": cleanup.delete_expired_sign_ins,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
+        "counts": cleanup.delete_expired_counts,
+        "guesses": cleanup.delete_expired_guesses,
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
         "deliveries": partial(mirrors.forget_deliveries, days=days),
         "runs": partial(periodic.delete_older, days=days),
+        "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
+        "secrets": emails.forget_secrets,
+        "emails": partial(emails.delete_old, days=mail_days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}
     log.info("cleaned up", **{name: count for name, count in deleted.items() if count})

@@ -1,38 +1,43 @@
 """Signing in and staying signed in: who holds which proof, and until when.
 
-A session is a family of refresh tokens; its id is the `sid` of the access tokens. Whether it still
-lives, and with which role, is asked of the database once in `session_refresh_seconds` and
-remembered in between, so that a revocation is immediate here and seconds late elsewhere.
+A session is a family of refresh tokens; its id is the `sid` of the access tokens. There is one
+door to it, `Sessions.open`, which knows of the second factor, whatever the first one was.
 """
 
-import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
 from itdesk.config import Auth
+from itdesk.desk.admission import Admission
+from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guess, Guesses, of_account
+from itdesk.desk.opaque import CHALLENGE
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.tokens import Tokens, hash_refresh_token, new_refresh_token
 from itdesk.errors import (
-    DeskError,
     EmailNotVerified,
     ExpiredToken,
     Forbidden,
+    InvalidCode,
     InvalidCredentials,
     InvalidToken,
+    NotFound,
+    SecondFactorRequired,
 )
-from itdesk.model import Caller, Event, Source, User, new_id
+from itdesk.model import SYSTEM, Caller, Event, Source, User, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
+from itdesk.store import factors as factor_rows
 from itdesk.store import sessions, users
 from itdesk.store.db import Database, Transaction
 
 REMEMBERED = 10_000
 LONGEST_AGENT = 300
+# Wrong answers to one challenge; then the password is asked for again.
+MOST_ATTEMPTS = 5
 
 log = get_logger("sessions")
 
@@ -50,11 +55,18 @@ class SignedIn:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What the database said of a session, and when it was asked; None: it is over."""
+class Challenge:
+    """What somebody gets who proved all but the second factor; it is answered once, in time."""
 
-    session: sessions.Session | None
-    asked_at: float
+    token: str = field(repr=False)
+    expires_in: int
+
+    def demand(self) -> SecondFactorRequired:
+        """Return the error that hands the challenge to the client."""
+        return SecondFactorRequired(
+            "Send the code of your authenticator, or a recovery code, with this challenge.",
+            details={"challenge": self.token, "expires_in": self.expires_in},
+        )
 
 
 class Sessions:
@@ -65,40 +77,105 @@ class Sessions:
         db: Database,
         tokens: Tokens,
         passwords: Passwords,
+        guesses: Guesses,
         settings: Auth,
         clock: Clock,
         *,
+        factors: Factors,
         remembered: int = REMEMBERED,
     ) -> None:
         self._db = db
         self._tokens = tokens
         self._passwords = passwords
+        self._guesses = guesses
         self._settings = settings
         self._clock = clock
-        self._remembered = remembered
-        self._known: OrderedDict[UUID, _Known] = OrderedDict()
-        self._asking: dict[UUID, asyncio.Future[_Known]] = {}
+        self._factors = factors
+        self.admission = Admission(db, tokens, settings, clock, remembered=remembered)
 
     async def login(
-        self, email: str, password: str, *, address: str = "", user_agent: str = ""
+        self,
+        email: str,
+        password: str,
+        *,
+        code: str | None = None,
+        address: str = "",
+        user_agent: str = "",
     ) -> SignedIn:
-        """Open a session for whoever knows the password; an unknown address fails alike."""
-        async with self._db.connection() as conn:
-            account = await users.account_of(conn, email)
-        stored = account.password_hash if account is not None else None
-        matches = await self._passwords.verify(password, stored)
-        if account is None or not matches or not account.user.is_active:
-            # A line and no journal row: the world may fill the one, but not the other.
-            known = account.user.id if account is not None else None
-            log.info("sign-in refused", user=known, address=address)
-            raise _wrong_credentials()
-        if self._settings.require_verified_email and not account.user.is_verified:
-            raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
-        better = await self._better_hash(password, stored)
+        """Open a session for whoever knows the password; an unknown address fails alike.
+
+        Who has a second factor sends its code as well, or gets SecondFactorRequired.
+        Raises RateLimited when too many passwords were wrong, be this one right or not.
+        """
+        async with self._guesses.guessing(of_account(email)) as guess:
+            async with self._db.connection() as conn:
+                account = await users.account_of(conn, email)
+            stored = account.password_hash if account is not None else None
+            matches = await self._passwords.verify(password, stored)
+            if account is None or not matches or not account.user.is_active:
+                await self._note_refusal(account, guess, address)
+                raise _wrong_credentials()
+            if self._settings.require_verified_email and not account.user.is_verified:
+                await guess.right()
+                raise EmailNotVerified("Confirm your address first: follow the link in our mail.")
+            better = await self._better_hash(password, stored)
+            async with self._db.transaction() as tx:
+                if stored is not None and better is not None:
+                    await users.replace_hash(tx.conn, account.user.id, stored, better)
+                await guess.right()
+                entered = await self.open(tx, account, address=address, user_agent=user_agent)
+        if isinstance(entered, SignedIn):
+            return entered
+        if code is None:
+            raise entered.demand()
+        return await self.answer(entered.token, code, address=address, user_agent=user_agent)
+
+    async def open(
+        self,
+        tx: Transaction,
+        account: users.Account,
+        *,
+        address: str = "",
+        user_agent: str = "",
+        provider: str | None = None,
+    ) -> SignedIn | Challenge:
+        """Let in whoever proved to be this person, by whatever means: the one door there is.
+
+        `provider` names the identity provider that vouches for them, if one does.
+
+        Returns a challenge instead of tokens to who has a second factor. The caller commits in
+        either case, and only then hands out what it got.
+        """
+        if not await self._factors.are_asked_of(tx.conn, account.user.id):
+            return await self._start(
+                tx, account, Source.API, address, user_agent, provider=provider
+            )
+        token, digest = CHALLENGE.new()
+        now, seconds = self._clock.now(), self._settings.challenge_seconds
+        await factor_rows.challenge(
+            tx.conn,
+            token_hash=digest,
+            user_id=account.user.id,
+            auth_epoch=account.auth_epoch,
+            now=now,
+            expires_at=now + timedelta(seconds=seconds),
+        )
+        return Challenge(token, seconds)
+
+    async def answer(
+        self, challenge: str, code: str, *, address: str = "", user_agent: str = ""
+    ) -> SignedIn:
+        """Exchange a challenge and a code, or recovery code, for a session."""
+        digest = CHALLENGE.digest(challenge)
         async with self._db.transaction() as tx:
-            if stored is not None and better is not None:
-                await users.replace_hash(tx.conn, account.user.id, stored, better)
-            return await self._start(tx, account, Source.API, address, user_agent)
+            account = await self._challenged(tx, digest)
+            if await self._factors.accepts(tx, account.user, code):
+                await factor_rows.end_challenge(tx.conn, digest)
+                return await self._start(tx, account, Source.API, address, user_agent)
+            await factor_rows.count_attempt(tx.conn, digest)
+        # Only here: raised inside, it would undo the counting.
+        log.info("second factor refused", user=account.user.id, address=address)
+        raise InvalidCode("The code is wrong, or was used already. Try the next one.")
 
     async def issue_for(self, user: User, *, source: Source = Source.CLI) -> SignedIn:
         """Open a session for somebody whom the operator vouches for."""
@@ -147,21 +224,13 @@ class Sessions:
                     claims = self._tokens.verify(access_token)
                     await self._end(tx, claims.sid, claims.sub)
 
-    async def authenticate(self, access_token: str) -> Caller:
+    async def authenticate(self, token: str) -> Caller:
         """Return who is asking, with the role they have now; else Unauthenticated."""
-        claims = self._tokens.verify(access_token)
-        session = (await self._state(claims.sid)).session
-        if session is None or session.user_id != claims.sub:
-            raise InvalidToken("The session has ended. Sign in again.")
-        if self._clock.now() >= session.expires_at:
-            raise ExpiredToken("The session has ended. Sign in again.")
-        return Caller(
-            user_id=session.user_id,
-            name=session.name,
-            role=session.role,
-            email=session.email,
-            session_id=claims.sid,
-        )
+        return (await self.admission.admit(token))[0]
+
+    async def admit(self, token: str) -> tuple[Caller, datetime]:
+        """Return who is asking, by an access token or an API token, and until when that holds."""
+        return await self.admission.admit(token)
 
     async def end_all(self, tx: Transaction, user_id: UUID, *, keep: UUID | None = None) -> None:
         """End every session of a person but one, with the transaction that changes the person."""
@@ -170,7 +239,34 @@ class Sessions:
 
     def refresh_state(self, tx: Transaction, user_id: UUID) -> None:
         """Look at a person's sessions anew once the transaction is committed."""
-        tx.after_commit(lambda: self._forget(lambda known: known.user_id == user_id))
+        self.admission.forget_person(tx, user_id)
+
+    async def _challenged(self, tx: Transaction, digest: bytes) -> users.Account:
+        """Return whose challenge this is, as they were when it was made; hold both."""
+        found = await factor_rows.find_challenge(tx.conn, digest)
+        if found is not None:
+            # People are held before what is theirs, by everybody: nobody waits crosswise.
+            with suppress(NotFound):
+                account = await users.account(tx.conn, found.user_id, lock=True)
+                found = await factor_rows.find_challenge(tx.conn, digest, lock=True)
+                if found is not None and self._may_be_answered(found):
+                    return replace(account, auth_epoch=found.auth_epoch)
+        raise InvalidToken("The challenge is not, or no longer, valid. Sign in again.")
+
+    def _may_be_answered(self, challenge: factor_rows.Challenge) -> bool:
+        in_time = self._clock.now() < challenge.expires_at
+        return in_time and challenge.attempts < MOST_ATTEMPTS
+
+    async def _note_refusal(
+        self, account: users.Account | None, guess: Guess, address: str
+    ) -> None:
+        # A line and no journal row: the world may fill the one, but not the other.
+        known = account.user.id if account is not None else None
+        log.info("sign-in refused", user=known, address=address)
+        if known is not None and self._guesses.slows_after(guess.failures):
+            about = {"user_id": str(known), "failures": guess.failures, "address": address}
+            async with self._db.transaction() as tx:
+                tx.record(Event.by(SYSTEM, "auth.locked", data=about))
 
     async def _better_hash(self, password: str, stored: str | None) -> str | None:
         if stored is None or not self._passwords.needs_rehash(stored):
@@ -184,6 +280,8 @@ class Sessions:
         source: Source,
         address: str,
         user_agent: str,
+        *,
+        provider: str | None = None,
     ) -> SignedIn:
         token, digest = new_refresh_token()
         session_id, now = new_id(), self._clock.now()
@@ -204,6 +302,8 @@ class Sessions:
             raise _wrong_credentials()
         caller = _as_caller(account.user, source, session_id)
         about = {"session_id": str(session_id), "address": address}
+        if provider is not None:
+            about["provider"] = provider
         tx.record(Event.by(caller, "auth.login", data=about))
         return self._signed_in(account.user, session_id, token, expires_at, now)
 
@@ -248,7 +348,7 @@ class Sessions:
             "address": address,
         }
         tx.record(Event.by(caller, "auth.token_reuse", data=about))
-        tx.after_commit(lambda: self._forget_one(token.family_id))
+        self.admission.forget_session(tx, token.family_id)
         log.warning("refresh token reused", user=user.id, **about)
 
     async def _end(self, tx: Transaction, session_id: UUID, user_id: UUID) -> None:
@@ -256,7 +356,7 @@ class Sessions:
             return
         caller = _as_caller(await users.get(tx.conn, user_id), Source.API, session_id)
         tx.record(Event.by(caller, "auth.logout", data={"session_id": str(session_id)}))
-        tx.after_commit(lambda: self._forget_one(session_id))
+        self.admission.forget_session(tx, session_id)
 
     def _signed_in(
         self, user: User, session_id: UUID, token: str, expires_at: datetime, now: datetime
@@ -266,66 +366,6 @@ class Sessions:
         lifetime = max(timedelta(seconds=1), min(lifetime, timedelta(seconds=left)))
         access, claims = self._tokens.issue(user.id, session_id, lifetime=lifetime)
         return SignedIn(access, token, "bearer", claims.exp - claims.iat, left, user)
-
-    # --- what is known of sessions between two looks at the database ---
-
-    async def _state(self, session_id: UUID) -> _Known:
-        while True:
-            known = self._known.get(session_id)
-            if known is not None and self._is_fresh(known):
-                self._known.move_to_end(session_id)
-                return known
-            asking = self._asking.get(session_id)
-            if asking is None:
-                return await self._ask(session_id)
-            # One of all who come at once asks. It may be called off: then the next one does.
-            try:
-                return await asyncio.shield(asking)
-            except asyncio.CancelledError:
-                if not asking.cancelled() or _is_being_cancelled():
-                    raise
-
-    async def _ask(self, session_id: UUID) -> _Known:
-        asking: asyncio.Future[_Known] = asyncio.get_running_loop().create_future()
-        self._asking[session_id] = asking
-        asked_at = self._clock.monotonic()
-        try:
-            async with self._db.connection() as conn:
-                known = _Known(await sessions.live(conn, session_id), asked_at)
-        except DeskError as exc:
-            asking.set_exception(exc)
-            asking.exception()  # seen: nobody else may be waiting
-            raise
-        else:
-            asking.set_result(known)
-            if self._asking.get(session_id) is asking:
-                self._remember(session_id, known)
-            return known
-        finally:
-            asking.cancel()
-            if self._asking.get(session_id) is asking:
-                del self._asking[session_id]
-
-    def _is_fresh(self, known: _Known) -> bool:
-        age = self._clock.monotonic() - known.asked_at
-        return age < self._settings.session_refresh_seconds
-
-    def _remember(self, session_id: UUID, known: _Known) -> None:
-        self._known[session_id] = known
-        self._known.move_to_end(session_id)
-        while len(self._known) > self._remembered:
-            self._known.popitem(last=False)
-
-    def _forget_one(self, session_id: UUID) -> None:
-        self._known.pop(session_id, None)
-        # An answer that is on its way may be older than what we know: it is not remembered.
-        self._asking.pop(session_id, None)
-
-    def _forget(self, concerned: Callable[[sessions.Session], bool]) -> None:
-        for session_id, known in list(self._known.items()):
-            if known.session is not None and concerned(known.session):
-                del self._known[session_id]
-        self._asking.clear()
 
 
 def _as_caller(user: User, source: Source, session_id: UUID) -> Caller:
@@ -340,8 +380,3 @@ def _legible(user_agent: str) -> str:
     """Return a header that came as any bytes as text that the database takes."""
     text = user_agent[:LONGEST_AGENT].encode("utf-8", "replace").decode()
     return text.replace("\0", "")
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -31,8 +31,10 @@ _STEMS = (
     "accesskey",
     "signingkey",
     "hmac",
+    "recoverycode",
+    "otpauth",
 )
-_NAMES = frozenset({"pwd", "jwt", "otp", "pin"})
+_NAMES = frozenset({"pwd", "jwt", "otp", "totp", "pin"})
 _SEPARATORS = str.maketrans("", "", "-_. ")
 
 # Prefixes and repetitions are bounded, so that hostile text costs no more than linear time.
@@ -52,10 +54,23 @@ _HEADER = re.compile(
 )
 _SCHEME = re.compile(r"\b(bearer|basic)\s{1,3}[\w.~+/=-]{6,}", re.IGNORECASE)
 _JWT = re.compile(r"(?<![\w-])eyJ[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?")
+# Ours, whatever they are for: API tokens, and sign-ins that wait for a code.
+_OURS = re.compile(r"(?<![0-9A-Za-z])itdesk_[a-z0-9]{3}_[0-9A-Za-z]{6,}")
 _USERINFO = re.compile(r"(://[^\s/?#:@]*:)[^\s/?#]*@")
 # What a text must contain, in lower case, for any of these to match.
 _HINTS = (
-    *("eyj", "://", "bearer", "basic", "-key", "_key", "apikey", "privatekey", "input_value"),
+    *(
+        "itdesk_",
+        "eyj",
+        "://",
+        "bearer",
+        "basic",
+        "-key",
+        "_key",
+        "apikey",
+        "privatekey",
+        "input_value",
+    ),
     *("pass", "pwd", "secret", "token", "authorization", "cookie", "signature", "credential"),
     *("hmac", '"jwt"', '"otp"', '"pin"'),
 )
@@ -142,6 +157,7 @@ class Redactor:
         if any(hint in lowered for hint in _HINTS):
             text = _USERINFO.sub(rf"\1{MASK}@", text)
             text = _JWT.sub(MASK, text)
+            text = _OURS.sub(MASK, text)
             text = _SCHEME.sub(rf"\1 {MASK}", text)
             text = _HEADER.sub(rf"\1{MASK}", text)
             text = _ASSIGNED.sub(rf"\1{MASK}", text)

@@ -39,6 +39,39 @@ async def delete_expired_resets(conn: Any, limit: int) -> int:
     return _count(await conn.execute(query, limit))
 
 
+async def delete_expired_challenges(conn: Any, limit: int) -> int:
+    """Delete sign-ins that waited for a second step in vain."""
+    query = """
+        DELETE FROM login_challenges WHERE token_hash IN (
+            SELECT token_hash FROM login_challenges
+            WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_sign_ins(conn: Any, limit: int) -> int:
+    """Delete sign-ins by accounts elsewhere that were begun and never finished."""
+    query = """
+        DELETE FROM oauth_states WHERE state_hash IN (
+            SELECT state_hash FROM oauth_states
+            WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_api_tokens(conn: Any, limit: int, *, days: int) -> int:
+    """Delete API tokens that expired so many days ago; until then their owner sees why."""
+    query = """
+        DELETE FROM api_tokens WHERE id IN (
+            SELECT id FROM api_tokens
+            WHERE expires_at < now() - make_interval(days => $2) ORDER BY expires_at LIMIT $1
+        )
+    """
+    return _count(await conn.execute(query, limit, days))
+
+
 async def delete_old_answers(conn: Any, limit: int, *, hours: int) -> int:
     """Delete answers that were kept for requests repeated within so many hours."""
     query = """
@@ -48,6 +81,28 @@ async def delete_old_answers(conn: Any, limit: int, *, hours: int) -> int:
         )
     """
     return _count(await conn.execute(query, limit, hours))
+
+
+async def delete_expired_counts(conn: Any, limit: int) -> int:
+    """Delete what was counted in periods that no limit looks at any more."""
+    query = """
+        DELETE FROM rate_counts WHERE subject IN (
+            SELECT subject FROM rate_counts WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit))
+
+
+async def delete_expired_guesses(conn: Any, limit: int) -> int:
+    """Delete wrong guesses that are long over."""
+    query = """
+        DELETE FROM password_guesses WHERE subject IN (
+            SELECT subject FROM password_guesses WHERE expires_at < now()
+            ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit))
 
 
 async def delete_never_uploaded(conn: Any, limit: int, *, days: int) -> int:

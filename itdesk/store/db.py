@@ -161,8 +161,9 @@ class Database:
             try:
                 yield transaction
                 jobs = [*transaction.jobs, *self.jobs_of(transaction.events)]
+                queued = 0
                 if transaction.events or jobs:
-                    await queue.append(conn, transaction.events, jobs)
+                    queued = await queue.append(conn, transaction.events, jobs)
                 failpoints.hit("before_commit")
                 await conn.execute("COMMIT")
             except BaseException as exc:
@@ -179,7 +180,7 @@ class Database:
         if transaction.events:
             for listener in self.listeners:
                 listener(transaction.events)
-        if jobs:
+        if queued:
             for wake in self.job_listeners:
                 wake()
 

@@ -107,13 +107,14 @@ async def oldest(conn: Any) -> int:
     return found or 0
 
 
-_ENTRY = """
+ENTRY = """
     e.seq, e.id, e.ticket_id, e.ticket_version, e.type, e.actor_id, e.actor_name, e.source,
     e.changes, e.data, e.request_id, e.cause_id, e.created_at
 """
 
 
-def _entry(row: Any) -> Entry:
+def entry(row: Any) -> Entry:
+    """Return a row of ENTRY as an event with its place; 0 while it has none."""
     event = Event(
         id=row["id"],
         type=row["type"],
@@ -127,15 +128,29 @@ def _entry(row: Any) -> Entry:
         request_id=row["request_id"],
         cause_id=row["cause_id"],
     )
-    return Entry(row["seq"], event, row["created_at"])
+    return Entry(row["seq"] or 0, event, row["created_at"])
+
+
+async def get(conn: Any, event_id: UUID) -> Entry | None:
+    """Read an event; None when it was erased with its ticket."""
+    query = f"SELECT {ENTRY} FROM events e WHERE e.id = $1"  # noqa: S608 - a literal above
+    row = await conn.fetchrow(query, event_id)
+    return entry(row) if row is not None else None
+
+
+async def by_id(conn: Any, event_id: UUID) -> Event | None:
+    """Read an event, numbered or not; None when it is gone with its ticket."""
+    query = f"SELECT {ENTRY} FROM events e WHERE e.id = $1"  # noqa: S608 - a literal
+    row = await conn.fetchrow(query, event_id)
+    return None if row is None else entry(row).event
 
 
 async def after(conn: Any, seq: int, *, limit: int) -> list[Entry]:
     """Return the next numbered events after a number, in order."""
     query = f"""
-        SELECT {_ENTRY} FROM events e WHERE e.seq > $1 ORDER BY e.seq LIMIT $2
+        SELECT {ENTRY} FROM events e WHERE e.seq > $1 ORDER BY e.seq LIMIT $2
     """  # noqa: S608 - a literal of this module
-    return [_entry(row) for row in await conn.fetch(query, seq, limit)]
+    return [entry(row) for row in await conn.fetch(query, seq, limit)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +171,7 @@ async def journal_page(
     """Return numbered events beyond a number, in its order or backwards."""
     comparison, direction = ("<", "DESC") if newest_first else (">", "ASC")
     query = f"""
-        SELECT {_ENTRY} FROM events e
+        SELECT {ENTRY} FROM events e
         WHERE e.seq {comparison} $1
           AND ($2::text IS NULL OR e.type = $2 OR e.type LIKE $2 || '.%')
           AND ($3::uuid IS NULL OR e.ticket_id = $3)
@@ -170,7 +185,7 @@ async def journal_page(
         query, after_seq, wanted.type, wanted.ticket_id, wanted.actor_id, wanted.source,
         wanted.since, wanted.until, limit,
     )  # fmt: skip
-    return [_entry(row) for row in rows]
+    return [entry(row) for row in rows]
 
 
 _SORT = "version"

@@ -33,7 +33,11 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to be; one with a problem is written as failed, for an operator to see."""
+    """A job to be; one with a problem is written as failed, for an operator to see.
+
+    One with `triggers` is left out when no active rule has any of them: whether there is one, the
+    statement that writes it decides, so that a rule is never missed once its making was answered.
+    """
 
     type: str
     args: str = "{}"
@@ -42,6 +46,7 @@ class NewJob:
     seconds: float = 0.0
     event_id: UUID | None = None
     problem: str | None = None
+    triggers: tuple[str, ...] = ()
     id: UUID = field(default_factory=new_id)
 
     @classmethod
@@ -92,7 +97,7 @@ class QueuedJob:
 
 def _insert(first: int) -> str:
     """Return the statement that adds jobs, with parameters from that number on."""
-    p = [f"${first + place}" for place in range(8)]
+    p = [f"${first + place}" for place in range(9)]
     return f"""
         held AS MATERIALIZED (
             SELECT pg_advisory_xact_lock(key)
@@ -108,9 +113,13 @@ def _insert(first: int) -> str:
                CASE WHEN n.problem IS NOT NULL THEN now() END
         FROM (SELECT count(*) FROM held) AS locked,
              unnest({p[0]}::uuid[], {p[1]}::text[], {p[2]}::text[], {p[3]}::text[],
-                    {p[4]}::text[], {p[5]}::float8[], {p[6]}::uuid[], {p[7]}::text[])
+                    {p[4]}::text[], {p[5]}::float8[], {p[6]}::uuid[], {p[7]}::text[],
+                    {p[8]}::text[])
              WITH ORDINALITY
-             AS n (id, type, args, lane, dedupe_key, seconds, event_id, problem, place)
+             AS n (id, type, args, lane, dedupe_key, seconds, event_id, problem, triggers, place)
+        WHERE n.triggers IS NULL OR EXISTS (
+            SELECT 1 FROM workflow_rules w
+            WHERE w.active AND w.trigger = ANY (string_to_array(n.triggers, ',')))
         ORDER BY n.place
         ON CONFLICT (dedupe_key) WHERE state IN ('waiting', 'leased') DO NOTHING
     """  # noqa: S608 - numbers of parameters
@@ -120,19 +129,23 @@ _ADD = f"WITH {_insert(1)}"
 _RECORD = f"WITH written AS ({journal.INSERT}), {_insert(12)}"
 
 
-async def append(conn: Any, events: Sequence[Event], new: Sequence[NewJob]) -> None:
-    """Write events and the jobs that they lead to, in order, in one statement."""
+async def append(conn: Any, events: Sequence[Event], new: Sequence[NewJob]) -> int:
+    """Write events and the jobs that they lead to, in one statement; return how many jobs."""
     if not new:
         await journal.append(conn, events)
-    elif not events:
-        await add(conn, new)
-    else:
-        await conn.execute(_RECORD, *journal.columns(events), *_columns(new))
+        return 0
+    if not events:
+        return await add(conn, new)
+    return _count(await conn.execute(_RECORD, *journal.columns(events), *_columns(new)))
 
 
-async def add(conn: Any, new: Sequence[NewJob]) -> None:
+async def add(conn: Any, new: Sequence[NewJob]) -> int:
     """Queue jobs, in order; one whose dedupe key is that of an unfinished job is left out."""
-    await conn.execute(_ADD, *_columns(new))
+    return _count(await conn.execute(_ADD, *_columns(new)))
+
+
+def _count(tag: str) -> int:
+    return int(tag.rpartition(" ")[2])
 
 
 def _columns(new: Sequence[NewJob]) -> tuple[list[Any], ...]:
@@ -145,6 +158,7 @@ def _columns(new: Sequence[NewJob]) -> tuple[list[Any], ...]:
         [job.seconds for job in new],
         [job.event_id for job in new],
         [job.problem for job in new],
+        [",".join(job.triggers) or None for job in new],
     )
 
 

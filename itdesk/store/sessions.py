@@ -6,11 +6,13 @@ child that is born while the family is revoked is dead, and a session's state is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.model import Role
+from itdesk.model import Grant, Role
+
+ENDLESS = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,42 +31,80 @@ class RefreshToken:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session that lives, and whose it is now."""
+    """A session, or an API token, that lives, and whose it is now.
 
+    `role` is what may be done with it: a token's `grant` caps what its owner has.
+    """
+
+    id: UUID
     user_id: UUID
     name: str
     role: Role
+    owner_role: Role
     email: str
     expires_at: datetime
+    has_factor: bool
+    grant: Grant | None = None
+
+
+_PERSON = """
+    u.id AS user_id, u.name, u.role, u.email,
+    EXISTS (SELECT FROM second_factors f WHERE f.user_id = u.id AND f.confirmed_at IS NOT NULL)
+        AS has_factor
+"""
+
+
+def _session(row: Any) -> Session:
+    """Return the session of a row with these columns; one without an end lasts for ever."""
+    grant = Grant(row["scope"]) if row["scope"] is not None else None
+    role = Role(row["role"])
+    return Session(
+        id=row["id"],
+        user_id=row["user_id"],
+        name=row["name"],
+        role=grant.cap(role) if grant is not None else role,
+        owner_role=role,
+        email=row["email"],
+        expires_at=row["expires_at"] or ENDLESS,
+        has_factor=row["has_factor"],
+        grant=grant,
+    )
 
 
 async def live(conn: Any, family_id: UUID) -> Session | None:
     """Read a session with its person; None when it was revoked or the person may not sign in."""
-    query = """
-        SELECT u.id, u.name, u.role, u.email, root.expires_at
+    query = f"""
+        SELECT root.id, root.expires_at, NULL AS scope, {_PERSON}
         FROM refresh_tokens root JOIN users u ON u.id = root.user_id
         WHERE root.id = $1 AND root.revoked_at IS NULL AND u.is_active
-    """
+    """  # noqa: S608 - a literal above
     row = await conn.fetchrow(query, family_id)
-    if row is None:
-        return None
-    return Session(row["id"], row["name"], Role(row["role"]), row["email"], row["expires_at"])
+    return _session(row) if row is not None else None
 
 
-async def living(conn: Any, family_ids: Sequence[UUID]) -> dict[UUID, Session]:
-    """Read those of these sessions that live, with their people."""
-    query = """
-        SELECT root.id AS session_id, u.id, u.name, u.role, u.email, root.expires_at
+async def live_token(conn: Any, token_hash: bytes) -> Session | None:
+    """Read an API token with its person; None when it is none or the person may not sign in."""
+    query = f"""
+        SELECT t.id, t.expires_at, t.scope, {_PERSON}
+        FROM api_tokens t JOIN users u ON u.id = t.user_id
+        WHERE t.token_hash = $1 AND u.is_active
+    """  # noqa: S608 - a literal above
+    row = await conn.fetchrow(query, token_hash)
+    return _session(row) if row is not None else None
+
+
+async def living(conn: Any, ids: Sequence[UUID]) -> dict[UUID, Session]:
+    """Read those of these sessions and API tokens that live, with their people."""
+    query = f"""
+        SELECT root.id, root.expires_at, NULL AS scope, {_PERSON}
         FROM refresh_tokens root JOIN users u ON u.id = root.user_id
         WHERE root.id = ANY ($1::uuid[]) AND root.revoked_at IS NULL AND u.is_active
-    """
-    rows = await conn.fetch(query, family_ids)
-    return {
-        row["session_id"]: Session(
-            row["id"], row["name"], Role(row["role"]), row["email"], row["expires_at"]
-        )
-        for row in rows
-    }
+        UNION ALL
+        SELECT t.id, t.expires_at, t.scope, {_PERSON}
+        FROM api_tokens t JOIN users u ON u.id = t.user_id
+        WHERE t.id = ANY ($1::uuid[]) AND u.is_active
+    """  # noqa: S608 - a literal above
+    return {row["id"]: _session(row) for row in await conn.fetch(query, ids)}
 
 
 async def start(

@@ -83,12 +83,12 @@ async def hold(conn: Any, user_id: UUID) -> User:
     return _user(row)
 
 
-async def account_of(conn: Any, email: str) -> Account | None:
-    """Read the account with this address in any case, or None."""
+async def account_of(conn: Any, email: str, *, lock: bool = False) -> Account | None:
+    """Read the account with this address in any case, or None; with `lock`, hold its row."""
     query = f"""
         SELECT {_COLUMNS}, u.password_hash, u.auth_epoch FROM users u
-        WHERE lower(u.email) = lower($1)
-    """  # noqa: S608 - a literal above
+        WHERE lower(u.email) = lower($1) {"FOR NO KEY UPDATE" if lock else ""}
+    """  # noqa: S608 - literals of this module
     row = await conn.fetchrow(query, email)
     return _account(row) if row is not None else None
 
@@ -118,7 +118,16 @@ async def create(
 
 
 _SETTABLE = frozenset(
-    {"email", "name", "role", "department", "avatar_url", "is_active", "password_hash"}
+    {
+        "email",
+        "name",
+        "role",
+        "department",
+        "avatar_url",
+        "is_active",
+        "password_hash",
+        "is_verified",
+    }
 )
 
 

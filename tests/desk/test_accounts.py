@@ -70,7 +70,7 @@ async def attempt(work: Any) -> Any:
 
 
 async def test_whoever_registers_becomes_a_plain_user(office: Office) -> None:
-    user = await office.accounts.register("Ann@Example.org", PASSWORD, "Ann")
+    user = await office.register("Ann@Example.org", PASSWORD, "Ann")
     assert (user.email, user.name, user.role) == ("Ann@Example.org", "Ann", Role.USER)
     assert (user.is_active, user.is_verified) == (True, False)
     assert (await office.sessions.login("ann@example.org", PASSWORD)).user == user
@@ -81,7 +81,7 @@ async def test_whoever_registers_becomes_a_plain_user(office: Office) -> None:
 @pytest.mark.parametrize("role", ["admin", "ADMIN", "user", Role.AGENT, "", 0, False, [], {}])
 async def test_nobody_registers_with_a_role(office: Office, role: object) -> None:
     with pytest.raises(Forbidden) as refused:
-        await office.accounts.register("ann@example.org", PASSWORD, "Ann", role=role)
+        await office.register("ann@example.org", PASSWORD, "Ann", role=role)
     assert refused.value.details == {"field": "role"}
     assert await office.value("SELECT count(*) FROM users") == 0
 
@@ -89,7 +89,7 @@ async def test_nobody_registers_with_a_role(office: Office, role: object) -> Non
 async def test_registration_can_be_closed(office: Office, root: Caller) -> None:
     async with another_node(office, auth=Auth(bcrypt_cost=4, allow_registration=False)) as closed:
         with pytest.raises(Forbidden) as refused:
-            await closed.accounts.register("ann@example.org", PASSWORD, "Ann")
+            await closed.register("ann@example.org", PASSWORD, "Ann")
         assert refused.value.code == "E_AUTH_REGISTRATION_CLOSED"
         await closed.accounts.create(root, NewUser("ann@example.org", "Ann"))
 
@@ -98,7 +98,7 @@ async def test_registration_can_be_closed(office: Office, root: Caller) -> None:
 async def test_weak_passwords_are_refused(office: Office, root: Caller, password: str) -> None:
     ann, email = await office.caller("annabelle"), "annabelle@example.com"
     for work in (
-        office.accounts.register(email, password, "Ann"),
+        office.register(email, password, "Ann"),
         office.accounts.create(root, NewUser(email, "Ann", password=password)),
         office.accounts.update(root, str(ann.user_id), {"password": password}),
         office.accounts.update(
@@ -112,10 +112,10 @@ async def test_weak_passwords_are_refused(office: Office, root: Caller, password
 
 
 async def test_one_address_is_one_account_in_any_case(office: Office, root: Caller) -> None:
-    await office.accounts.register("Ann@Example.org", PASSWORD, "Ann")
+    await office.register("Ann@Example.org", PASSWORD, "Ann")
     bob = await office.user("bob")
     for taking in (
-        office.accounts.register("ann@example.ORG", PASSWORD, "Ann Again"),
+        office.register("ann@example.ORG", PASSWORD, "Ann Again"),
         office.accounts.create(root, NewUser("ANN@EXAMPLE.ORG", "Ann Again")),
         office.accounts.update(root, bob.id, {"email": "aNN@example.org"}),
     ):
@@ -129,7 +129,7 @@ async def test_one_address_is_one_account_in_any_case(office: Office, root: Call
 async def test_of_many_registrations_at_once_one_wins(office: Office) -> None:
     answers = await asyncio.gather(
         *(
-            attempt(office.accounts.register(email, PASSWORD, "Ann"))
+            attempt(office.register(email, PASSWORD, "Ann"))
             for email in ["ann@example.org", "ANN@example.org"] * 5
         )
     )

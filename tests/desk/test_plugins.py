@@ -357,6 +357,37 @@ def itdesk_routes(self):
 """
 
 
+MAILER = """
+async def deliver(self, mail): ...
+async def check(self): ...
+@hookimpl
+def itdesk_mailer(self, desk): return self
+"""
+
+
+async def test_what_sends_mail_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("post", MAILER)
+    rig.drop("none", "@hookimpl\ndef itdesk_mailer(self): return None")
+    assert [*await rig.load(none={}, post={}).mailers(rig.desk)] == ["post"]
+
+
+PROVIDER = """
+label, redirect_uri, creates_accounts = "Elsewhere", None, None
+async def begin(self, attempt): ...
+async def finish(self, attempt, answer): ...
+async def check(self): ...
+@hookimpl
+def itdesk_identity(self, desk): return self
+"""
+
+
+async def test_who_else_knows_people_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("elsewhere", PROVIDER)
+    rig.drop("none", "@hookimpl\ndef itdesk_identity(self): return None")
+    found = await rig.load(none={}, elsewhere={}).identity_providers(rig.desk)
+    assert [*found] == ["elsewhere"]
+
+
 async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
     rig.drop("good", ROUTE.format(path="/hello/{id}"))
     rig.drop("bad", ROUTE.format(path="hello"))
@@ -421,6 +452,8 @@ async def test_plugins_make_metrics_and_commands(rig: Rig) -> None:
 WRONG = {
     "itdesk_storage": ("return 'disk'", "storages", True),
     "itdesk_scan_engine": ("return object()", "scan_engines", True),
+    "itdesk_mailer": ("return object()", "mailers", True),
+    "itdesk_identity": ("return object()", "identity_providers", True),
     "itdesk_routes": ("return [1]", "routes", False),
     "itdesk_jobs": ("return [1]", "jobs", True),
     "itdesk_schedule": ("return 'daily'", "schedules", True),

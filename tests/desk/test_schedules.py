@@ -194,6 +194,11 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             f" {person}, $4, $4 WHERE $3::uuid IS NOT NULL",
             f"INSERT INTO password_reset_tokens (user_id, expires_at, token_hash)"
             f" {person}, $4 WHERE $3::uuid IS NOT NULL",
+            f"INSERT INTO login_challenges (user_id, expires_at, token_hash, auth_epoch)"
+            f" {person}, $4, 0 WHERE $3::uuid IS NOT NULL",
+            # Their owner may still see for a while why a script is refused.
+            f"INSERT INTO api_tokens (user_id, expires_at, token_hash, name, scope)"
+            f" {person} - interval '30 days', $4, $3::uuid::text, 'read'",
         ):
             await bench.sql(statement, alice.user_id, offset, new_id(), new_id().bytes)
     for age in ("49 hours", "47 hours"):
@@ -211,6 +216,12 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             "INSERT INTO periodic_runs (name, due_at) VALUES ('p', now() - $1::text::interval)",
             age,
         )
+    for age in ("91 days", "91 days", "89 days"):
+        await bench.sql(
+            "INSERT INTO workflow_runs (event_id, matched, created_at)"
+            " VALUES (gen_random_uuid(), false, now() - $1::text::interval)",
+            age,
+        )
     await bench.sql("UPDATE jobs SET created_at = now() - interval '90 days'")
     for n, (age, reason, came) in enumerate(
         (("8 days", "missing", False), ("6 days", "missing", False), ("8 days", "missing", True),
@@ -222,13 +233,24 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             " 'FAILED', $3, now() - $4::text::interval, CASE WHEN $5::bool THEN now() END)",
             ticket.id, f"k{n}", reason, age, came,
         )  # fmt: skip
+    for age in ("91 days", "25 hours", "23 hours"):
+        await bench.sql(
+            "INSERT INTO emails (to_address, subject, body_text, kind, status, created_at,"
+            " expires_at) SELECT 'a@example.org', 's', 'b', k, s, now() - $1::text::interval,"
+            " CASE WHEN k <> 'notification' THEN now() - $1::text::interval + '1 day' END"
+            " FROM (VALUES ('notification', 'sent'), ('password_reset', 'failed'),"
+            " ('verification', 'queued')) AS m (k, s)", age,
+        )  # fmt: skip
     assert await clean_up(bench.desk.db, days=30) == {
         "sessions": 1, "verifications": 1, "resets": 1, "answers": 1, "files": 1, "runs": 1,
-        "jobs": 2,
+        "jobs": 2, "secrets": 2, "emails": 2, "workflow_runs": 2,
+        "challenges": 1, "api_tokens": 1, "counts": 0, "guesses": 0, "sign_ins": 0,
     }  # fmt: skip
     for table, left in (
         ("refresh_tokens", 1), ("verification_tokens", 1), ("password_reset_tokens", 1),
+        ("login_challenges", 1), ("api_tokens", 1),
         ("idempotency_keys", 1), ("attachments", 3), ("periodic_runs", 1), ("jobs", 4),
+        ("emails", 7), ("emails WHERE body_text = ''", 1),
     ):  # fmt: skip
         assert await bench.sql(f"SELECT count(*) FROM {table}") == left, table  # noqa: S608
     assert not any((await clean_up(bench.desk.db, days=30)).values())

@@ -147,7 +147,7 @@ async def test_an_unconfirmed_address_cannot_sign_in_where_that_is_required(
     office: Office,
 ) -> None:
     auth = Auth(bcrypt_cost=4, require_verified_email=True)
-    await office.accounts.register("new@example.org", PASSWORD, "New")
+    await office.register("new@example.org", PASSWORD, "New")
     async with another_node(office, auth=auth) as strict:
         with pytest.raises(EmailNotVerified):
             await strict.sessions.login("new@example.org", PASSWORD)

@@ -19,21 +19,26 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itdesk.desk.admission import Admission
+from itdesk.desk.keyfile import KeyFile, configured
+from itdesk.desk.keys import Key, Keys
 from itdesk.desk.tokens import (
     Claims,
-    Key,
-    Keys,
     Tokens,
-    UrlSigner,
+    UnknownKey,
     hash_refresh_token,
     new_refresh_token,
 )
-from itdesk.errors import ConfigError, ExpiredToken, Forbidden, InvalidToken
+from itdesk.desk.urlsigner import UrlSigner
+from itdesk.errors import ConfigError, ExpiredToken, Forbidden, InvalidToken, NotFound
 from itdesk.runtime.clock import FakeClock
 from tests.support.jwt_corpus import Forge, b64, control, corpus, dump
+from tests.support.people import Office, opened
 
 QUARTER = timedelta(minutes=15)
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -122,7 +127,7 @@ def test_header_and_claims_are_the_promised_ones(keys: Keys, tokens: Tokens) -> 
 
 def test_the_published_key_verifies_a_token_by_default_rs256(tmp_path: Path) -> None:
     """S3-52: the default algorithm is RS256, and the JWKS is enough to check a token."""
-    tokens = Tokens(Keys.load_or_create(tmp_path / "jwt.pem"), FakeClock())
+    tokens = Tokens(KeyFile(tmp_path / "jwt.pem").load_or_create(), FakeClock())
     token = issue(tokens)
     (published,) = tokens.jwks()["keys"]
     assert set(published) == {"kty", "n", "e", "alg", "use", "kid"}
@@ -340,10 +345,11 @@ async def test_a_retired_key_verifies_within_its_overlap_only(
 ) -> None:
     """S-10: rotation; also for a token that is in the cache already."""
     path = tmp_path / "jwt.pem"
-    before = Keys.load_or_create(path)
+    before = KeyFile(path).load_or_create()
     old = issue(Tokens(before, clock))
-    keys = Keys.rotate(path, not_after=clock.now() + timedelta(minutes=5))
-    tokens, fresh = Tokens(keys, clock), Tokens(Keys.load_or_create(path), clock)
+    later = clock.now() + timedelta(minutes=5)
+    keys = KeyFile(path).rotate(now=clock.now(), not_after=later)
+    tokens, fresh = Tokens(keys, clock), Tokens(KeyFile(path).load_or_create(), clock)
     new = issue(tokens)
     assert keys.signing.kid != before.signing.kid
     assert jwt.get_unverified_header(new)["kid"] == keys.signing.kid
@@ -353,23 +359,100 @@ async def test_a_retired_key_verifies_within_its_overlap_only(
         verifier.verify(old)
         verifier.verify(new)
     await clock.advance(1)
-    for verifier in (tokens, fresh, Tokens(Keys.load_or_create(path), clock)):
+    for verifier in (tokens, fresh, Tokens(KeyFile(path).load_or_create(), clock)):
         with pytest.raises(InvalidToken):
             verifier.verify(old)
         verifier.verify(new)
     assert [key["kid"] for key in tokens.jwks()["keys"]] == [keys.signing.kid]
 
 
-def test_a_rotated_file_is_still_ours_alone(tmp_path: Path, clock: FakeClock) -> None:
+async def test_two_rotations_in_a_row_lock_nobody_out(tmp_path: Path, clock: FakeClock) -> None:
+    """S-10: each old key verifies until its own overlap ends, and is then gone from the file."""
     path = tmp_path / "jwt.pem"
-    Keys.rotate(path, not_after=clock.now())
-    first = Keys.load_or_create(path)
-    second = Keys.rotate(path, not_after=clock.now(), algorithm="EdDSA")
-    assert second.find(first.signing.kid) is not None
-    third = Keys.rotate(path, not_after=clock.now(), algorithm="EdDSA")
-    assert third.find(first.signing.kid) is None
-    assert third.find(second.signing.kid) is not None
+    first = KeyFile(path).load_or_create()
+    end = clock.now() + timedelta(minutes=5)
+    second = KeyFile(path).rotate(now=clock.now(), not_after=end)
+    await clock.advance(200)
+    end = clock.now() + timedelta(minutes=5)
+    third = KeyFile(path, "EdDSA").rotate(now=clock.now(), not_after=end)
+    kids = [keys.signing.kid for keys in (third, second, first)]
+    assert [key["kid"] for key in third.jwks(clock.now())["keys"]] == kids
+    await clock.advance(101)
+    assert [key["kid"] for key in third.jwks(clock.now())["keys"]] == kids[:2]
+    fourth = KeyFile(path, "EdDSA").rotate(now=clock.now(), not_after=end)
+    assert [key.kid for key in fourth.retired] == kids[:2]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_rotation_keeps_the_mode_that_lets_the_daemon_read(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    path = tmp_path / "jwt.pem"
+    KeyFile(path).load_or_create()
+    path.chmod(0o640)
+    KeyFile(path).rotate(now=clock.now(), not_after=clock.now())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_key_is_retired_before_its_time(tmp_path: Path, clock: FakeClock) -> None:
+    """S-10: what a stolen key signed is refused at once."""
+    file = KeyFile(tmp_path / "jwt.pem", "EdDSA")
+    stolen = file.load_or_create()
+    keys = file.rotate(now=clock.now(), not_after=clock.now() + timedelta(hours=1))
+    tokens, token = Tokens(keys, clock), issue(Tokens(stolen, clock))
+    tokens.verify(token)
+    with pytest.raises(ConfigError, match="rotate first"):
+        file.retire(keys.signing.kid, now=clock.now())
+    with pytest.raises(NotFound):
+        file.retire("no such key", now=clock.now())
+    after = file.retire(stolen.signing.kid, now=clock.now())
+    assert after.signing == keys.signing and after.retired == ()
+    tokens.replace_keys(after)
+    with pytest.raises(InvalidToken):
+        tokens.verify(token)
+
+
+def test_derived_secrets_survive_rotations(tmp_path: Path, clock: FakeClock) -> None:
+    """Links and second factors that exist go on working, whatever becomes of the signing key."""
+    file = KeyFile(tmp_path / "jwt.pem", "EdDSA")
+    before = file.load_or_create().derive("storage-urls")
+    for _ in range(2):
+        keys = file.rotate(now=clock.now(), not_after=clock.now() + timedelta(hours=1))
+        assert keys.derive("storage-urls") == before
+    retired = file.retire(keys.retired[0].kid, now=clock.now())
+    assert retired.derive("storage-urls") == before == file.load_or_create().derive("storage-urls")
+    assert Keys(keys.private).derive("storage-urls") != before
+
+
+def test_what_earlier_versions_derived_is_still_the_same() -> None:
+    """HKDF of RFC 5869, over the secret or the PKCS8 form of the key."""
+    info = b"itdesk secret for storage-urls"
+    whole = HKDF(algorithm=SHA256(), length=32, salt=None, info=info)
+    assert Keys(SIGNERS["HS256"]).derive("storage-urls") == whole.derive(SIGNERS["HS256"])
+
+
+async def test_a_rotated_file_is_taken_over_without_a_restart(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    """S-10: a daemon that shares the file learns of the new key, and keeps its own if it must."""
+    file = KeyFile(tmp_path / "jwt.pem", "EdDSA")
+    tokens = Tokens(file.load_or_create(), clock, file=file)
+    assert not await tokens.reload()
+    old = issue(tokens)
+    keys = file.rotate(now=clock.now(), not_after=clock.now() + timedelta(hours=1))
+    new = issue(Tokens(keys, clock))
+    with pytest.raises(UnknownKey):
+        tokens.verify(new)
+    assert await tokens.reload() and not await tokens.reload()
+    tokens.verify(new)
+    tokens.verify(old)
+    file.path.write_text("-----BEGIN NONSENSE")
+    assert not await tokens.reload()
+    tokens.verify(new)
+    file.path.unlink()
+    assert not await tokens.reload()
+    tokens.verify(new)
+    assert not await Tokens(Keys(SIGNERS["HS256"]), clock).reload()
 
 
 def test_hostile_tokens_are_refused_during_a_rotation(clock: FakeClock) -> None:
@@ -398,19 +481,19 @@ def test_a_key_file_is_made_once_and_readable_by_us_alone(tmp_path: Path, algori
     path = tmp_path / "state" / "jwt.pem"
     mask = os.umask(0)
     try:
-        made = Keys.load_or_create(path, algorithm=algorithm)
+        made = KeyFile(path, algorithm).load_or_create()
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert made.signing.algorithm == algorithm
-    assert Keys.load_or_create(path, algorithm=algorithm).signing == made.signing
+    assert KeyFile(path, algorithm).load_or_create().signing == made.signing
     assert not path.with_name("jwt.pem.new").exists()
 
 
 def _create(path: Path, start: Barrier, kids: Any) -> None:
     start.wait(30)
-    kids.put(Keys.load_or_create(path).signing.kid)
+    kids.put(KeyFile(path).load_or_create().signing.kid)
 
 
 def test_processes_starting_at_once_agree_on_one_key(tmp_path: Path) -> None:
@@ -425,14 +508,14 @@ def test_processes_starting_at_once_agree_on_one_key(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     kids.close()
-    assert found == {Keys.load_or_create(path).signing.kid}
+    assert found == {KeyFile(path).load_or_create().signing.kid}
 
 
 def test_what_a_crash_left_behind_is_not_taken_for_a_key(tmp_path: Path) -> None:
     path = tmp_path / "jwt.pem"
     path.with_name("jwt.pem.new").write_text("-----BEGIN PRIV")
-    keys = Keys.load_or_create(path)
-    assert Keys.load_or_create(path).signing == keys.signing
+    keys = KeyFile(path).load_or_create()
+    assert KeyFile(path).load_or_create().signing == keys.signing
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o620, 0o604, 0o602])
@@ -441,9 +524,9 @@ def test_a_key_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None
     path.write_text(pem(RSA_KEY))
     path.chmod(mode)
     with pytest.raises(ConfigError, match="chmod 600"):
-        Keys.load_or_create(path)
+        KeyFile(path).load_or_create()
     path.chmod(0o440)  # a systemd credential
-    Keys.load_or_create(path)
+    KeyFile(path).load_or_create()
 
 
 def test_a_damaged_key_file_is_refused_and_kept(tmp_path: Path) -> None:
@@ -452,18 +535,18 @@ def test_a_damaged_key_file_is_refused_and_kept(tmp_path: Path) -> None:
         path.write_text(content)
         path.chmod(0o600)
         with pytest.raises(ConfigError, match=r"auth\.jwt_key_file"):
-            Keys.load_or_create(path)
+            KeyFile(path).load_or_create()
         assert path.read_text() == content
 
 
 def test_a_key_of_another_algorithm_than_the_setting_is_refused(tmp_path: Path) -> None:
     """X5: the algorithm is pinned."""
     path = tmp_path / "jwt.pem"
-    Keys.load_or_create(path, algorithm="EdDSA")
+    KeyFile(path, "EdDSA").load_or_create()
     with pytest.raises(ConfigError, match=r"EdDSA.*RS256"):
-        Keys.load_or_create(path)
+        KeyFile(path).load_or_create()
     with pytest.raises(ConfigError, match=r"auth\.jwt_secret"):
-        Keys.load_or_create(tmp_path / "other.pem", algorithm="HS256")
+        KeyFile(tmp_path / "other.pem", "HS256").load_or_create()
     assert not (tmp_path / "other.pem").exists()
 
 
@@ -472,7 +555,7 @@ def test_a_pem_private_key_given_as_the_secret_signs(tmp_path: Path, form: str) 
     """X5, S3-54: also on one line, as environment files have it."""
     text = pem(RSA_KEY, form)
     for secret in (text, text.replace("\n", "\\n"), f"\n{text}\n"):
-        keys = Keys.configured(algorithm="RS256", secret=secret, path=tmp_path / "jwt.pem")
+        keys, _ = configured(algorithm="RS256", secret=secret, path=tmp_path / "jwt.pem")
         assert keys.signing == Keys(RSA_KEY).signing
     assert not (tmp_path / "jwt.pem").exists()
     edwards = Keys.from_secret(pem(SIGNERS["EdDSA"]), algorithm="EdDSA")
@@ -482,13 +565,13 @@ def test_a_pem_private_key_given_as_the_secret_signs(tmp_path: Path, form: str) 
 def test_settings_choose_the_key(tmp_path: Path) -> None:
     """X5: HS256 if the algorithm is set so and a secret is given; else the key file."""
     path, secret = tmp_path / "jwt.pem", "s" * 32
-    hs256 = Keys.configured(algorithm="HS256", secret=secret, path=path)
+    hs256, _ = configured(algorithm="HS256", secret=secret, path=path)
     assert hs256.signing.algorithm == "HS256"
     assert not path.exists()
-    rs256 = Keys.configured(algorithm="RS256", secret=secret, path=path)
-    assert rs256.signing == Keys.configured(algorithm="RS256", secret=None, path=path).signing
+    rs256, _ = configured(algorithm="RS256", secret=secret, path=path)
+    assert rs256.signing == configured(algorithm="RS256", secret=None, path=path)[0].signing
     with pytest.raises(ConfigError, match="HS256"):
-        Keys.configured(algorithm="HS256", secret=None, path=path)
+        configured(algorithm="HS256", secret=None, path=path)
 
 
 def test_secrets_that_cannot_sign_are_refused() -> None:
@@ -546,13 +629,33 @@ def test_an_hmac_secret_is_published_nowhere(clock: FakeClock) -> None:
 
 def test_derived_secrets_differ_by_purpose_and_survive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "jwt.pem"
-    keys, again = Keys.load_or_create(path), Keys.load_or_create(path)
+    keys, again = KeyFile(path).load_or_create(), KeyFile(path).load_or_create()
     assert keys.derive("upload") == again.derive("upload")
     assert len({keys.derive("upload"), keys.derive("download"), keys.derive("")}) == 3
     assert {len(Keys(signer).derive("x")) for signer in SIGNERS.values()} == {32}
     forms = (pem(RSA_KEY), pem(RSA_KEY, "TraditionalOpenSSL"))
     assert len({Keys.from_secret(form).derive("x") for form in forms}) == 1
     assert Keys(RSA_KEY).derive("x") != keys.derive("x")
+
+
+async def test_a_token_signed_by_another_process_after_a_rotation_is_good_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    """S-10: nobody waits until the file is looked at the next time."""
+    async with opened(Office(database_url)) as office:
+        signed = await office.sign_in(await office.user("ann"))
+        claims = office.tokens.verify(signed.access_token)
+        file = KeyFile(tmp_path / "jwt.pem", "EdDSA")
+        ours = Tokens(file.load_or_create(), office.clock, file=file)
+        admission = Admission(office.db, ours, office.auth, office.clock, remembered=10)
+        await ours.reload()
+        now = office.clock.now()
+        rotated = Tokens(file.rotate(now=now, not_after=now + QUARTER), office.clock)
+        token, _ = rotated.issue(claims.sub, claims.sid, lifetime=QUARTER)
+        assert (await admission.admit(token))[0].user_id == claims.sub
+        foreign = Tokens(Keys(SIGNERS["EdDSA"]), office.clock)
+        with pytest.raises(InvalidToken):
+            await admission.admit(foreign.issue(claims.sub, claims.sid, lifetime=QUARTER)[0])
 
 
 # URLs of our own

@@ -28,7 +28,7 @@ class Refusal:
 
 
 TICKET = r"(PUT|PATCH) /api/v1/tickets/\{ticket\}"
-ACCOUNT = r"POST /api/v1/(auth/register|users)|(PUT|PATCH) /api/v1/users/\{id\}"
+ACCOUNT = r"POST /api/v1/(auth/(register|email-login)|users)|(PUT|PATCH) /api/v1/users/\{id\}"
 UPLOAD = r"POST /api/v1/(tickets/\{ticket\}/attachments(/presign)?|attachments/presigned-url)"
 
 REFUSALS = (
@@ -46,6 +46,23 @@ REFUSALS = (
         "E_TICKET_INVALID_PROJECT",
         rf"{TICKET}|POST /api/v1/tickets",
         "only some projects number their own tickets",
+    ),
+    Refusal(
+        "E_WORKFLOW_INVALID_RULE",
+        r"POST /api/v1/workflows(/replay)?|PUT /api/v1/workflows/\{id\}",
+        "which words go with a field, and who and what is there, no schema says",
+    ),
+    Refusal(
+        "E_WORKFLOW_TARGET_NAME_EXISTS",
+        r"(POST|PUT) /api/v1/workflow-targets(/\{id\})?",
+        "a short name is chosen twice by chance",
+    ),
+    Refusal("E_WORKFLOW_TOO_MANY", r"POST /api/v1/workflow.*", "there may be so many"),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"(POST|PUT) /api/v1/workflow-targets(/\{id\})?",
+        "an address may look like one and have no host, or one that may not be called",
+        frozenset({"url"}),
     ),
     Refusal("E_TICKET_VERSION_MISMATCH", TICKET, "If-Match is what 412 is for"),
     Refusal(
@@ -81,6 +98,13 @@ REFUSALS = (
         frozenset({"password"}),
         r"(?!must have).*",
     ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /api/v1/users",
+        "only who gets no password is invited to set one",
+        frozenset({"invite"}),
+    ),
+    Refusal("E_AUTH_CODE_INVALID", r"POST /api/v1/auth/.*", "links and codes come by mail"),
     Refusal(
         "E_VALIDATION_ERROR",
         r"(PUT|PATCH) /api/v1/users/\{id\}",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from itdesk import daemon
+from itdesk import assembly
 from itdesk.actors.scanner import Scanner
 from itdesk.config import load
 from itdesk.desk import Desk
@@ -92,7 +92,7 @@ async def bench_on(database_url: str, **env: str) -> AsyncIterator[Bench]:
     environ = {"DATABASE_URL": database_url, "ITDESK_AUTH__BCRYPT_COST": "4", **env}
     settings = load(state_dir=state_dir, environ=environ)
     try:
-        async with daemon.open_desk(settings, database_url) as desk:
+        async with assembly.open_desk(settings, database_url) as desk:
             yield Bench(desk, state_dir)
     finally:
         shutil.rmtree(state_dir)

@@ -11,6 +11,8 @@ import hashlib
 import hmac
 import json
 import random
+import re
+import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from itdesk.desk.tokens import Keys
+from itdesk.desk.keys import Keys
+from itdesk.desk.opaque import API_TOKEN, CHALLENGE
 
 Named = tuple[str, str]
 Json = Mapping[str, Any]
@@ -350,6 +353,14 @@ def _purposes(forge: Forge) -> Iterator[Named]:
     """Other things that we or others hand out, offered as access tokens."""
     yield "refresh token", "rt_" + b64(hashlib.sha256(b"refresh").digest())
     yield "refresh token in three parts", "rt_a.b.c"
+    for ours in (CHALLENGE, API_TOKEN):
+        token = ours.new()[0]
+        yield f"{ours.noun} that nobody has", token
+        yield f"{ours.noun} in three parts", ".".join((token[:20], token[20:40], token[40:]))
+        yield f"{ours.noun} as the payload", forge.seal(f"{b64(token.encode())}.{b64(b'{}')}")
+    yield "verification or reset link", secrets.token_urlsafe(32)
+    for kind in ("challenge+jwt", "2fa+jwt", "pat+jwt"):
+        yield f"{kind} by our key", forge.token({"typ": kind})
     yield "six digits", "123456"
     yield "session cookie text", "s%3A" + b64(b"session") + ".sig"
     for kind in ("rt+jwt", "refresh", "verify+jwt", "reset+jwt", "id_token"):
@@ -378,6 +389,28 @@ def _purposes(forge: Forge) -> Iterator[Named]:
         "access token signed with a derived secret",
         forge.token(sign=mac_with(forge.keys.derive("url"))),
     )
+
+
+def opaque_forms(token: str) -> Iterator[Named]:
+    """Other spellings of a good token that says nothing: none of them may be taken for it."""
+    yield "cut by one", token[:-1]
+    yield "cut at its checksum", token[:-6]
+    yield "without its prefix", token.rpartition("_")[2]
+    yield "prefix alone", token[: token.rindex("_") + 1]
+    yield "longer by one", token + "0"
+    yield "twice", token * 2
+    yield "lower case", token.lower()
+    yield "upper case", token.upper()
+    yield "swapped case", token.swapcase()
+    yield "prefix in capitals", token.replace("itdesk", "ITDESK")
+    yield "of another kind", re.sub("_(pat|2fa)_", lambda m: {"pat": "_2fa_", "2fa": "_pat_"}[m[1]],
+                                    token)  # fmt: skip
+    for place in (11, 30, len(token) - 7, len(token) - 1):
+        other = "1" if token[place] == "0" else "0"
+        yield f"character {place} changed", token[:place] + other + token[place + 1 :]
+    yield "two characters swapped", token[:20] + token[21] + token[20] + token[22:]
+    yield "as base64", b64(token.encode())
+    yield "in three parts", ".".join((token[:20], token[20:40], token[40:]))
 
 
 def _audiences(forge: Forge) -> Iterator[Named]:

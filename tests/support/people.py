@@ -9,14 +9,24 @@ from uuid import UUID
 
 import asyncpg
 
-from itdesk.config import Auth
+from itdesk.config import Auth, Settings
+from itdesk.config import Limits as LimitSettings
 from itdesk.desk.accounts import Accounts, NewUser
+from itdesk.desk.api_tokens import ApiTokens
+from itdesk.desk.factors import Factors
+from itdesk.desk.guesses import Guesses
+from itdesk.desk.keys import Keys
+from itdesk.desk.mail import Mail
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.projects import Projects
+from itdesk.desk.proofs import Proofs
+from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
-from itdesk.desk.tokens import Keys, Tokens
+from itdesk.desk.signups import Signups
+from itdesk.desk.tokens import Tokens
 from itdesk.model import SYSTEM, Caller, Role, User, new_id
 from itdesk.runtime.clock import FakeClock
+from itdesk.runtime.metrics import Metrics
 from itdesk.store.db import Database, Limits
 
 PASSWORD = "correct horse battery staple"
@@ -31,20 +41,42 @@ class Office:
     clock: FakeClock = field(default_factory=FakeClock)
     limits: Limits | None = None
     remembered: int = 100
+    guessing: LimitSettings = field(default_factory=lambda: LimitSettings(enabled=False))
 
     def __post_init__(self) -> None:
         self.db = Database(self.url, self.limits)
         self.tokens = Tokens(Keys(b"a secret of at least 32 bytes ..."), self.clock)
         self.passwords = Passwords(self.auth.bcrypt_cost, threads=2)
+        self.guesses = Guesses(self.db, self.guessing)
+        factors = Factors(b"a key of exactly thirty-two byte", self.clock)
         self.sessions = Sessions(
-            self.db, self.tokens, self.passwords, self.auth, self.clock, remembered=self.remembered
+            self.db,
+            self.tokens,
+            self.passwords,
+            self.guesses,
+            self.auth,
+            self.clock,
+            factors=factors,
+            remembered=self.remembered,
         )
-        self.accounts = Accounts(self.db, self.passwords, self.sessions, self.auth)
+        self.api_tokens = ApiTokens(self.db, self.sessions, self.auth, self.clock)
+        self.second_factors = SecondFactors(
+            self.db, factors, self.sessions, self.passwords, self.auth
+        )
+        settings = Settings(auth=self.auth)
+        self.proofs = Proofs(Mail(self.db, settings, Metrics()), settings, b"a secret for codes")
+        self.accounts = Accounts(self.db, self.passwords, self.guesses, self.sessions, self.proofs)
+        self.signups = Signups(
+            self.db, self.passwords, self.sessions, self.proofs, self.auth, self.clock
+        )
         self.projects = Projects(self.db)
 
     async def close(self) -> None:
         self.passwords.close()
         await self.db.close()
+
+    async def register(self, *asked: str, **more: Any) -> User:
+        return (await self.signups.register(*asked, **more)).user
 
     async def user(self, name: str, role: Role = Role.USER, **more: Any) -> User:
         more = {"email": f"{name}@example.org", "password": PASSWORD, **more}

@@ -15,6 +15,7 @@ from itdesk.actors.http import HttpServer
 from itdesk.api.dispatch import build_app
 from itdesk.api.route import Route
 from itdesk.config import Settings
+from itdesk.desk.limits import RateLimits
 from itdesk.errors import ExpiredToken, InvalidToken
 from itdesk.model import Caller, Role
 from itdesk.runtime import log
@@ -60,6 +61,7 @@ class SmallDesk:
     """Stands in for the desk where only the way of a request matters."""
 
     def __init__(self, db: Any = None, **sections: dict[str, Any]) -> None:
+        sections = {"limits": {"enabled": False}, **sections}
         server = {"port": 0, **sections.pop("server", {})}
         self.settings = Settings.model_validate({"server": server, **sections})
         self.clock = Clock()
@@ -67,6 +69,7 @@ class SmallDesk:
         self.accounts = self.sessions = SmallAccounts()
         self.runtime = SmallRuntime()
         self.db = db
+        self.limits = RateLimits(db, self.settings.limits, self.clock, self.metrics)
         self.health: dict[str, Any] = {"status": "ok", "checks": {}}
 
     async def readiness(self) -> dict[str, Any]:

@@ -9,11 +9,55 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal
 from uuid import UUID
 
 from itdesk.errors import Forbidden
+from itdesk.model.words import (
+    PRIORITY_ALIASES as PRIORITY_ALIASES,
+)
+from itdesk.model.words import (
+    ROLE_ALIASES as ROLE_ALIASES,
+)
+from itdesk.model.words import (
+    STATUS_ALIASES as STATUS_ALIASES,
+)
+from itdesk.model.words import (
+    TRANSITIONS as TRANSITIONS,
+)
+from itdesk.model.words import (
+    Category as Category,
+)
+from itdesk.model.words import (
+    Grant as Grant,
+)
+from itdesk.model.words import (
+    MailKind as MailKind,
+)
+from itdesk.model.words import (
+    MailStatus as MailStatus,
+)
+from itdesk.model.words import (
+    Priority as Priority,
+)
+from itdesk.model.words import (
+    Role as Role,
+)
+from itdesk.model.words import (
+    ScanReason as ScanReason,
+)
+from itdesk.model.words import (
+    ScanStatus as ScanStatus,
+)
+from itdesk.model.words import (
+    Source as Source,
+)
+from itdesk.model.words import (
+    Status as Status,
+)
+from itdesk.model.words import (
+    Topic as Topic,
+)
 
 
 def new_id() -> UUID:
@@ -25,117 +69,13 @@ def new_id() -> UUID:
     return UUID(int=value)
 
 
-class Role(StrEnum):
-    """What a person may do; each role includes the ones before it."""
-
-    USER = "user"
-    AGENT = "agent"
-    MANAGER = "manager"
-    ADMIN = "admin"
-
-    @property
-    def rank(self) -> int:
-        """Return the place in the order user < agent < manager < admin."""
-        return _ROLE_RANK[self]
-
-
-_ROLE_RANK = {role: rank for rank, role in enumerate(Role)}
-
-
-class Status(StrEnum):
-    """Where a ticket is in its life."""
-
-    OPEN = "open"
-    TRIAGED = "triaged"
-    IN_PROGRESS = "in_progress"
-    BLOCKED = "blocked"
-    CLOSED = "closed"
-
-
-class Priority(StrEnum):
-    """How urgent a ticket is."""
-
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    CRITICAL = "critical"
-
-
-class Category(StrEnum):
-    """What a ticket is about."""
-
-    INFRASTRUCTURE = "infrastructure"
-    NETWORK = "network"
-    SECURITY = "security"
-    APPLICATION = "application"
-    SERVICE_REQUEST = "service_request"
-    HARDWARE = "hardware"
-    EMAIL = "email"
-    PROBLEM = "problem"
-
-
-class ScanStatus(StrEnum):
-    """What is known of an attachment's content; only CLEAN is ever served."""
-
-    PENDING = "PENDING"
-    CLEAN = "CLEAN"
-    INFECTED = "INFECTED"
-    FAILED = "FAILED"
-
-
-class ScanReason(StrEnum):
-    """Why an attachment waits or was not found clean."""
-
-    LIMITS = "limits"
-    ENCRYPTED = "encrypted"
-    TIMEOUT = "timeout"
-    ENGINE_DOWN = "engine_down"
-    MISSING = "missing"
-    CHANGED = "changed"
-    UNREADABLE = "unreadable"
-    TYPE = "type"
-
-
-class Source(StrEnum):
-    """Where a change came from."""
-
-    API = "api"
-    WORKFLOW = "workflow"
-    JIRA = "jira"
-    MAIL = "mail"
-    CLI = "cli"
-    AI = "ai"
-    SYSTEM = "system"
-
-
-TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
-    Status.OPEN: (Status.TRIAGED, Status.IN_PROGRESS, Status.CLOSED),
-    Status.TRIAGED: (Status.OPEN, Status.IN_PROGRESS, Status.CLOSED),
-    Status.IN_PROGRESS: (Status.OPEN, Status.CLOSED, Status.BLOCKED),
-    Status.BLOCKED: (Status.IN_PROGRESS, Status.OPEN),
-    Status.CLOSED: (Status.OPEN, Status.IN_PROGRESS),
-}
-
-# Words that other desks use for ours; read on input, never written.
-ROLE_ALIASES: Mapping[str, Role] = {
-    "reporter": Role.USER,
-    "viewer": Role.USER,
-    "client": Role.USER,
-    "maintainer": Role.AGENT,
-    "support": Role.AGENT,
-}
-STATUS_ALIASES: Mapping[str, Status] = {
-    "done": Status.CLOSED,
-    "resolved": Status.CLOSED,
-    "pending": Status.BLOCKED,
-    "waiting": Status.BLOCKED,
-}
-PRIORITY_ALIASES: Mapping[str, Priority] = {"med": Priority.MEDIUM}
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks for something, and from where."""
+    """Who asks for something, and from where.
+
+    `session_id` is the session, or the API token, that vouches for it; `grant` is what that token
+    may do, None in a session. Who `must_enrol` may do no more than set up their second factor.
+    """
 
     user_id: UUID | None
     name: str
@@ -145,6 +85,8 @@ class Caller:
     session_id: UUID | None = None
     request_id: str | None = None
     cause_id: UUID | None = None
+    grant: Grant | None = None
+    must_enrol: bool = False
 
     def has(self, role: Role) -> bool:
         """Return whether the caller holds this role or a higher one."""
@@ -185,6 +127,29 @@ class User:
     is_verified: bool
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """A token for scripts, without its secret; the last use is at most a minute late."""
+
+    id: UUID
+    name: str
+    scope: Grant
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_ip: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactor:
+    """Whether a code is asked for beside the password, and what there is instead of one."""
+
+    enabled: bool
+    required: bool
+    confirmed_at: datetime | None
+    recovery_codes_left: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +293,19 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkedIdentity:
+    """An account elsewhere by which a person signs in here."""
+
+    id: UUID
+    provider: str
+    issuer: str
+    subject: str
+    email: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """How far somebody has read the journal; another epoch makes every older seq meaningless."""
 
@@ -357,6 +335,35 @@ class Unseen:
     body: str | None
     old_status: str | None
     new_status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """A mail as operators see it; what it says stays unseen, for it may hold a way in."""
+
+    id: UUID
+    to_address: str
+    subject: str
+    kind: MailKind
+    status: MailStatus
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime | None
+    message_id: str | None
+    ticket_id: UUID | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationSettings:
+    """Which mails about tickets somebody wants."""
+
+    ticket_created: bool
+    ticket_assigned: bool
+    status_changed: bool
+    comment_added: bool
+    file_recalled: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""Which words may go to whom: what was said internally cannot be put into a customer's mail.
+
+The two kinds of text are different types, and a customer's news takes only one of them: the type
+checker refuses the other, and so does the object itself.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from itdesk.model import Comment, Ticket
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PublicText:
+    """Words that everybody may read who may read the ticket."""
+
+    words: str
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class InternalText:
+    """Words that only agents and above may read; as a string it shows nothing of them."""
+
+    words: str
+
+    def __str__(self) -> str:
+        return "<internal>"
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return "<internal>"
+
+
+def said(comment: Comment) -> PublicText | InternalText:
+    """Return a comment's words as what they are."""
+    return InternalText(comment.body) if comment.internal else PublicText(comment.body)
+
+
+def described(ticket: Ticket) -> PublicText:
+    """Return a ticket's description."""
+    return PublicText(ticket.description)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerNews:
+    """What somebody below an agent is told; TypeError for words that are not public."""
+
+    what: str
+    text: PublicText | None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and type(self.text) is not PublicText:
+            raise TypeError("what was said internally is not for customers")
+
+    @property
+    def words(self) -> str:
+        """Return the words to show."""
+        return self.text.words if self.text is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class StaffNews:
+    """What agents and above are told."""
+
+    what: str
+    text: PublicText | InternalText | None
+
+    @property
+    def words(self) -> str:
+        """Return the words to show."""
+        return self.text.words if self.text is not None else ""

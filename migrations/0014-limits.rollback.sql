@@ -1,0 +1,3 @@
+DROP TABLE IF EXISTS password_guesses;
+
+DROP TABLE IF EXISTS rate_counts;
