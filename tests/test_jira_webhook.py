@@ -2,8 +2,10 @@
 it."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,10 +15,13 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
-from tests.support.daemon import Answer, Live, Person, live_on, make_daemon, wait
-from tests.support.jira import FakeJira, doc, jira_beside, signature
+from itdesk_plugins.jira import webhook
+from tests.support.daemon import Answer, Live, Person, live_on, make_daemon, started, wait
+from tests.support.jira import FakeJira, doc, fake_jira, jira_beside, signature
 from tests.support.postgres import Server
+from tests.support.stream import following
 
+ROOT = Path(__file__).resolve().parents[1]
 SECRET = "webhook-4711-0815-xyz"
 UPSERT, RECONCILE = "/api/v1/integrations/jira/upsert", "/api/v1/integrations/jira/reconcile"
 
@@ -478,6 +483,9 @@ async def test_an_agents_token_is_believed_instead_of_a_signature(signed: Live) 
         assert (await send(signed, raw, headers, secret=None)).status == status
     headers = {"Authorization": f"Bearer {agent.token}"}
     assert (await send(signed, {}, headers, path=RECONCILE, secret=None)).status == 200
+    made = (await agent.post("/tokens", {"name": "only reads", "scope": "read"})).expect(201)
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    assert (await send(signed, raw, headers, secret=None)).status == 403
     # A wrong signature is not made good by a token.
     assert (await send(signed, raw, headers, secret="another")).status == 401
 
@@ -635,3 +643,65 @@ async def test_what_came_and_what_was_asked_is_counted(signed: Live) -> None:
         assert name in text
     log = signed.daemon.log.read_text()
     assert SECRET not in log and "jira-api-token-1" not in log
+
+
+async def test_the_schedule_compares_by_itself(pg_server: Server) -> None:
+    """scheduler.jira_reconcile_seconds: without n8n, with Data Center and an access token."""
+    async with fake_jira("datacenter") as jira:
+        env = {
+            "JIRA_BASE_URL": jira.url,
+            "JIRA_API_TOKEN": jira.token,
+            "ITDESK_SCHEDULER__JIRA_RECONCILE_SECONDS": "1",
+            "ITDESK_JOBS__POLL_SECONDS": "1",
+        }
+        async with started(pg_server, **env) as live:
+            async with following(live.admin) as stream:
+                issue = jira.issue("By itself")
+                await stream.until("ticket.created")
+            assert (await ticket(live, issue.key))["title"] == "By itself"
+            assert {one.authorization for one in jira.asked} == {f"Bearer {jira.token}"}
+
+
+async def test_a_desk_that_only_listens_needs_no_account(pg_server: Server) -> None:
+    """S4-51, n8n: with nothing but a secret, full bodies are taken and Jira is never asked."""
+    async with started(pg_server, JIRA_WEBHOOK_SECRET=SECRET) as live:
+        key = new_key()
+        assert (await send(live, simple(key))).expect(200)["created"] is True
+        (await send(live, {"issueKey": key})).refused(400, "E_JIRA_PAYLOAD")
+        (await send(live, {}, path=RECONCILE)).refused(404, "E_JIRA_NOT_CONFIGURED")
+        status = (await live.admin.get("/integrations/jira/status")).expect(200)
+        assert (status["configured"], status["mirrored_tickets"]) == (False, 1)
+        assert (await live.nobody.call("GET", "/readyz")).status == 200
+
+
+def test_the_workflow_signs_the_very_string_that_it_sends() -> None:
+    """SPEC 7, n8n: one expression for both, raw, with the headers that itdesk reads."""
+    workflow = orjson.loads((ROOT / "etc/n8n-workflow.json").read_bytes())
+    nodes = {node["name"]: node for node in workflow["nodes"]}
+    sign, tell = nodes["Sign"]["parameters"], nodes["Tell itdesk"]["parameters"]
+    assert sign["value"] == tell["body"] == "={{ $json.text }}"
+    assert (sign["action"], sign["type"], sign["encoding"]) == ("hmac", "SHA256", "hex")
+    assert (tell["contentType"], tell["rawContentType"]) == ("raw", "application/json")
+    sent = {one["name"]: one["value"] for one in tell["headerParameters"]["parameters"]}
+    assert sent["X-Signature"] == "=sha256={{ $json." + sign["dataPropertyName"] + " }}"
+    assert sent["X-Sync-Origin"] == "n8n"
+    paths = {node["parameters"].get("jsCode", "") for node in workflow["nodes"]}
+    assert all(
+        any(path.replace("/v1", "") in code for code in paths) for path in (UPSERT, RECONCILE)
+    )
+    ways = workflow["connections"]
+    for start in ("Webhook of Jira", "Every 5 minutes"):
+        node, steps = start, 0
+        while node != "Tell itdesk":
+            node, steps = ways[node]["main"][0][0]["node"], steps + 1
+            assert steps < 5
+    assert "4711" not in str(workflow) and workflow["active"] is False
+
+
+def test_the_body_of_the_readme_is_one_that_is_understood() -> None:
+    """README, Jira: what operators copy."""
+    section = (ROOT / "README.md").read_text().split("### Jira\n")[1].split("\n### ")[0]
+    (text,) = re.findall(r"^```json\n(.*?)^```", section, flags=re.M | re.S)
+    told = webhook.read(orjson.loads(text))
+    assert told is not None and told.issue.key == "ITSM-123" and told.issue.comments
+    assert {"title", "status", "priority", "tags", "assignee"} <= set(told.issue.fields)

@@ -292,10 +292,12 @@ class Telling:
     ) -> None:
         """Give what happened to a comment its own version of the ticket and its own event."""
         version = await tickets.touch(self._conn, ticket_id)
-        word = "old" if type == "comment.deleted" else "new"
         actor = said.author.name if isinstance(said, RemoteComment) else None
         hidden = said.internal if internal is None else internal
-        told = {"comment_id": str(comment_id), "internal": hidden, word: said.body[:200]}
+        told: dict[str, Any] = {"comment_id": str(comment_id), "internal": hidden}
+        if type != "comment.deleted":
+            # Who deletes words wants them gone.
+            told["new"] = said.body[:200]
         self._record(type, version, ticket_id, data=told, actor=actor)
 
     # --- shared ----------------------------------------------------------------------------
