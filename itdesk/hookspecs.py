@@ -387,6 +387,7 @@ def itdesk_tracker(desk: "Desk") -> Tracker | None:
     """Return the remote issue tracker whose issues this plugin mirrors as tickets."""
 
 
+@hookspec
 def itdesk_mailer(desk: "Desk") -> Mailer | None:
     """Return what sends mail; of several the one of the plugin that `mail.plugin` names does."""
 

@@ -267,7 +267,7 @@ def test_any_body_is_understood_or_refused(body: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60_000, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=20_000, deadline=None, suppress_health_check=QUIET)
 @given(BODIES)
 def test_any_body_is_understood_or_refused_at_length(body: Any) -> None:
     """S-38: minutes of it."""

@@ -12,6 +12,7 @@ from itdesk.errors import Conflict, Invalid
 from itdesk.model import SYSTEM
 from itdesk.remote import Reconciled
 from itdesk.store.paging import Window
+from itdesk_plugins.jira import mapping
 from itdesk_plugins.jira.failures import JiraFailure
 from itdesk_plugins.jira.reconcile import local_minute
 from tests.support.desk import Bench, bench_on
@@ -298,3 +299,42 @@ def test_times_of_jql_are_of_the_accounts_zone(moment: str, zone: str, expected:
     """S4 reconcile: UTC text would skip or repeat hours."""
     local = local_minute(datetime.fromisoformat(moment).astimezone(UTC), ZoneInfo(zone))
     assert f"{local:%Y-%m-%d %H:%M}" == expected
+
+
+async def test_a_comment_that_was_faster_than_the_walk_is_not_taken_for_deleted(
+    database_url: str,
+) -> None:
+    """R-20: its webhook came after the search had answered, and before the answer was written."""
+    async with scene_on(database_url) as scene:
+        issue = scene.jira.issue()
+        old = scene.jira.say(issue, "said before")
+        mirror = scene.bench.desk.mirror
+        snapshot = mapping.issue_of(scene.jira._issue(issue, version=3))
+        assert snapshot.all_comments
+        scene.jira.say(issue, "said meanwhile")
+        await mirror.tell(mapping.issue_of(scene.jira._issue(issue, version=3)))
+        await mirror.tell(snapshot)
+        assert await scene.said(issue.key) == ["said before", "said meanwhile"]
+        scene.jira.unsay(issue, old)
+        await scene.walk()
+        assert await scene.said(issue.key) == ["said meanwhile"]
+
+
+async def test_a_pushed_ticket_keeps_its_own_key_title_and_reporter(database_url: str) -> None:
+    """X32, S4 importer: our `[key]` is stripped on the way back; Jira knows only who pushed it."""
+    async with scene_on(database_url) as scene:
+        person = await scene.bench.person()
+        ours = await scene.bench.ticket(person)
+        issue = scene.jira.issue(f"[{ours.key}] {ours.title}", description="pushed")
+        await scene.bench.sql(
+            "UPDATE tickets SET external_source = 'jira', external_id = $2 WHERE id = $1",
+            ours.id,
+            issue.key,
+        )
+        scene.jira.change(issue, priority="High")
+        done = await scene.walk()
+        assert (done.created, done.updated) == (0, 1)
+        after = await scene.ticket(ours.key)
+        assert (after.id, after.title, after.priority) == (ours.id, ours.title, "high")
+        assert (after.reporter_id, after.reporter_name) == (person.user_id, person.name)
+        assert (after.project, after.external.id) == (ours.project, issue.key)
