@@ -543,7 +543,7 @@ async def replayed(live: Live, jira: FakeJira, count: int) -> None:
         # Captured, and sent again under other names.
         for delivery in (opened, comment, unsaid):
             _, body = await post(delivery, str(uuid4()))
-            assert (body["created"], body["updated"]) == (False, False)
+            assert (body["status"], body["created"], body["updated"]) == ("duplicate", False, False)
     found = await ticket(live, issue.key)
     assert found["version"] == 3
     assert (await live.admin.get(f"/tickets/{issue.key}/comments")).expect(200) == []

@@ -124,3 +124,17 @@ async def test_whatever_gets_lost_one_walk_makes_the_mirror_right_at_length(
 ) -> None:
     """R-20: 1,000 of 1,000."""
     await many(database_url, dialect, range(100, 600))
+
+
+async def test_comments_told_in_the_wrong_order_are_right_without_a_walk(database_url: str) -> None:
+    """R-20: an edit before the words it rewrites, a deletion before what it deletes."""
+    async with scene_on(database_url) as scene:
+        issue = scene.jira.issue()
+        edited, unsaid = scene.jira.say(issue, "first"), scene.jira.say(issue, "taken back")
+        scene.jira.edit(issue, edited, "second")
+        scene.jira.unsay(issue, unsaid)
+        opened, first, said, rewritten, taken_back = scene.jira.take()
+        scene.jira.trouble(503)
+        for delivery in (opened, rewritten, taken_back, first, said):
+            await receive(scene, delivery)
+        assert await scene.said(issue.key) == ["second"]

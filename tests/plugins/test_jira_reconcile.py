@@ -338,3 +338,18 @@ async def test_a_pushed_ticket_keeps_its_own_key_title_and_reporter(database_url
         assert (after.id, after.title, after.priority) == (ours.id, ours.title, "high")
         assert (after.reporter_id, after.reporter_name) == (person.user_id, person.name)
         assert (after.project, after.external.id) == (ours.project, issue.key)
+
+
+async def test_a_failure_behind_the_mark_moves_it_back(database_url: str) -> None:
+    """R67: never past a failed issue, also when an older time was asked for."""
+    async with scene_on(database_url) as scene:
+        first = scene.jira.issue()
+        for number in range(30):
+            scene.jira.say(first, f"no {number}")
+        scene.jira.tick(600)
+        last = scene.jira.issue()
+        await scene.walk()
+        assert await scene.mark() == last.updated
+        scene.jira.trouble(400, path=f"/issue/{first.key}/comment")
+        done = await scene.walk(since=first.created)
+        assert len(done.errors) == 1 and await scene.mark() == first.updated
