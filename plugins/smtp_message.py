@@ -122,7 +122,7 @@ def compose(mail: Outgoing, sender: Mailbox) -> Message:
     message = EmailMessage(policy=SMTP if ascii else SMTPUTF8)
     message["From"] = sender.header
     message["To"] = to.header
-    message["Subject"] = mail.subject
+    message["Subject"] = _literal(mail.subject)
     message["Date"] = format_datetime(mail.created_at)
     message["Message-ID"] = mail.message_id
     if mail.thread is not None:
@@ -141,6 +141,15 @@ def compose(mail: Outgoing, sender: Mailbox) -> Message:
     if _BARE_END.search(raw):
         raise Unsayable("the mail has a line end that servers do not agree on")
     return Message(sender, to, raw)
+
+
+def _literal(text: str) -> str:
+    """Return a text that no reader takes for an encoded word (RFC 2047 section 2).
+
+    Python's own would decode it on the way out, and older ones (CVE-2024-6923) write the line
+    ends that it may hide into the header.
+    """
+    return text.replace("=?", "= ?")
 
 
 def _lines(text: str) -> str:

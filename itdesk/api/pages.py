@@ -126,7 +126,10 @@ async def forgot_page(call: Call) -> Reply:
 
 
 def _posted(again: Callable[..., Reply]) -> Callable[[Handler], Handler]:
-    """Read a form as the route's body; what is wrong is shown to people, above the same form."""
+    """Read a form as the route's body; what is wrong is shown to people, above the same form.
+
+    Browsers say that they take HTML; whoever does not gets the one error body.
+    """
 
     def decorate(handler: Handler) -> Handler:
         @wraps(handler)
@@ -137,7 +140,7 @@ def _posted(again: Callable[..., Reply]) -> Callable[[Handler], Handler]:
                 call.body = _parsed(call.route, form)
                 return await handler(call)
             except DeskError as exc:
-                if exc.status >= 500:
+                if exc.status >= 500 or "text/html" not in call.request.headers.get("Accept", ""):
                     raise
                 return again(form, exc.message, exc.status)
 

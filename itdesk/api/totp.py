@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from itdesk.api.auth import SECOND_FACTOR_ERRORS, agent, with_cookies
-from itdesk.api.fields import Secret
+from itdesk.api.fields import Secret, absent
 from itdesk.api.route import NO_CONTENT, Body, Call, Reply, Route, Who
 from itdesk.desk.second_factor import Proposal, RecoveryCodes
 from itdesk.desk.sessions import SignedIn
@@ -32,12 +32,16 @@ RecoveryCode = Annotated[
 class Proof(Body):
     """A code of the authenticator, or a recovery code in its place."""
 
-    code: Code | None = None
-    recovery_code: RecoveryCode | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["code"]}, {"required": ["recovery_code"]}]}
+    )
+
+    code: Code = absent()
+    recovery_code: RecoveryCode = absent()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Proof":
-        if (self.code is None) == (self.recovery_code is None):
+        if len({"code", "recovery_code"} & self.model_fields_set) != 1:
             raise ValueError("send either code or recovery_code")
         return self
 

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from itdesk.model import (
 )
 from itdesk.store import attachments, comments, events, listing, tickets
 from itdesk.store.db import Database, Transaction
+from itdesk.store.jobs import NewJob
 from itdesk.store.paging import Page, Window
 
 # What a user may change on a ticket of their own; everything else is for agents.
@@ -75,29 +77,15 @@ class Tickets:
         """Open a ticket reported by the caller."""
         if new.assignee_ids:
             _require_agent(caller, "assignee_ids")
+        people = list(dict.fromkeys(new.assignee_ids))
+        if people:
+            async with self._db.connection() as conn:
+                await _require_assignable(conn, people)
         project = new.project or self._default_project
-        project_id, key = await self._take_number(project)
-        async with self._db.transaction() as tx:
-            await _require_assignable(tx, new.assignee_ids)
-            ticket = await tickets.create(
-                tx.conn,
-                id=new_id(),
-                project_id=project_id,
-                key=key,
-                title=new.title,
-                description=new.description,
-                priority=new.priority,
-                category=new.category,
-                department=new.department,
-                tags=new.tags,
-                reporter_id=caller.user_id,
-                reporter_name=caller.name,
-                assignee_ids=list(dict.fromkeys(new.assignee_ids)),
-            )
-            if ticket is None:
-                raise _no_project(project)
-            await self._audit(caller, None, ticket)
-            tx.record(_event(caller, "ticket.created", ticket, data=_opening(ticket)))
+        ticket = _opened(caller, new, project, people, await self._take_number(project))
+        await self._audit(caller, None, ticket)
+        opened = _event(caller, "ticket.created", ticket, data=_opening(ticket))
+        await self._db.at_once(partial(_write, ticket), opened)
         return ticket
 
     async def get(self, caller: Caller, ref: str) -> Ticket:
@@ -257,16 +245,16 @@ class Tickets:
         if "assignee_ids" in columns:
             people = columns.pop("assignee_ids")
             added = [person for person in people if person not in before.assignee_ids]
-            await _require_assignable(tx, added)
+            await _require_assignable(tx.conn, added)
             await tickets.assign(tx.conn, before.id, people)
         if "project" in columns:
             taken = await self._take_number(columns.pop("project"))
-            columns["project_id"], columns["key"] = taken
+            columns["project_id"], columns["key"] = taken.project_id, taken.key
         return await tickets.update(
             tx.conn, before.id, columns, first_action=_is_action(caller, before)
         )
 
-    async def _take_number(self, project: str) -> tuple[UUID, str]:
+    async def _take_number(self, project: str) -> tickets.Taken:
         """Take a number for good: one that is not used then is never used."""
         async with self._db.unsynced() as conn:
             taken = await tickets.take_number(conn, project)
@@ -332,10 +320,10 @@ def _require_allowed(caller: Caller, ticket: Ticket, wanted: Mapping[str, Any]) 
         _require_agent(caller, "status")
 
 
-async def _require_assignable(tx: Transaction, people: Sequence[UUID]) -> None:
+async def _require_assignable(conn: Any, people: Sequence[UUID]) -> None:
     if not people:
         return
-    known = await tickets.assignable(tx.conn, people)
+    known = await tickets.assignable(conn, people)
     unknown = [str(person) for person in people if person not in known]
     if unknown:
         raise BadRequest(
@@ -399,6 +387,43 @@ def _changes(before: Ticket, after: Ticket) -> tuple[Change, ...]:
 
 def _plain(value: Any) -> Any:
     return [str(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _opened(
+    caller: Caller, new: NewTicket, project: str, people: list[UUID], taken: tickets.Taken
+) -> Ticket:
+    """Return the ticket that somebody asked for, before anybody else knows of it."""
+    return Ticket(
+        id=new_id(),
+        number=taken.number,
+        key=taken.key,
+        project_id=taken.project_id,
+        project=project,
+        title=new.title,
+        description=new.description,
+        status=Status.OPEN,
+        priority=new.priority,
+        category=new.category,
+        department=new.department,
+        tags=list(new.tags),
+        reporter_id=caller.user_id,
+        reporter_name=caller.name,
+        assignee_id=people[0] if people else None,
+        assignee_ids=people,
+        resolution=None,
+        predicted_priority=None,
+        predicted_category=None,
+        external=None,
+        first_action_at=None,
+        closed_at=None,
+        version=1,
+        created_at=taken.at,
+        updated_at=taken.at,
+    )
+
+
+async def _write(ticket: Ticket, conn: Any, events: Sequence[Event], jobs: Sequence[NewJob]) -> int:
+    return await tickets.create(conn, ticket, events, jobs)
 
 
 def _opening(ticket: Ticket) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Hides how connections are kept and how PostgreSQL's failures are told apart: an 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from itdesk.store.jobs import NewJob
 
 Connection = asyncpg.Connection
 Listener = Callable[[Sequence[Event]], None]
+Write = Callable[[Any, Sequence[Event], Sequence[NewJob]], Awaitable[int]]
 
 log = get_logger("database")
 
@@ -177,9 +178,31 @@ class Database:
         failpoints.hit("after_commit")
         for callback in transaction.callbacks:
             callback()
-        if transaction.events:
+        self._tell(transaction.events, queued)
+
+    async def at_once(self, write: Write, *events: Event) -> None:
+        """Make a change that is one statement together with its events and the jobs they lead to.
+
+        It needs no transaction around it, and so waits for the server once. `write` runs the
+        statement for a connection, events and jobs, and returns how many jobs it queued. Inside a
+        transaction it is a part of that.
+        """
+        ambient = _ambient.get()
+        if ambient is not None:
+            await write(ambient.conn, (), ())
+            ambient.record(*events)
+            return
+        async with self._lent() as conn:
+            failpoints.hit("before_commit")
+            queued = await write(conn, events, self.jobs_of(events))
+        failpoints.hit("after_commit")
+        self._tell(events, queued)
+
+    def _tell(self, events: Sequence[Event], queued: int) -> None:
+        """Tell who waits for it what was committed."""
+        if events:
             for listener in self.listeners:
-                listener(transaction.events)
+                listener(events)
         if queued:
             for wake in self.job_listeners:
                 wake()

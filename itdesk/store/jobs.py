@@ -126,7 +126,9 @@ def _insert(first: int) -> str:
 
 
 _ADD = f"WITH {_insert(1)}"
-_RECORD = f"WITH written AS ({journal.INSERT}), {_insert(12)}"
+# What ends the statement of a change that is one: its events and jobs are the parameters 1 to 20.
+RECORDED = f"written AS ({journal.INSERT}), {_insert(12)}"
+_RECORD = f"WITH {RECORDED}"
 
 
 async def append(conn: Any, events: Sequence[Event], new: Sequence[NewJob]) -> int:
@@ -136,16 +138,22 @@ async def append(conn: Any, events: Sequence[Event], new: Sequence[NewJob]) -> i
         return 0
     if not events:
         return await add(conn, new)
-    return _count(await conn.execute(_RECORD, *journal.columns(events), *_columns(new)))
+    return queued(await conn.execute(_RECORD, *columns(events, new)))
 
 
 async def add(conn: Any, new: Sequence[NewJob]) -> int:
     """Queue jobs, in order; one whose dedupe key is that of an unfinished job is left out."""
-    return _count(await conn.execute(_ADD, *_columns(new)))
+    return queued(await conn.execute(_ADD, *_columns(new)))
 
 
-def _count(tag: str) -> int:
+def queued(tag: str) -> int:
+    """Return how many jobs a statement added, by what PostgreSQL said of it."""
     return int(tag.rpartition(" ")[2])
+
+
+def columns(events: Sequence[Event], new: Sequence[NewJob]) -> tuple[list[Any], ...]:
+    """Return the parameters of RECORDED."""
+    return (*journal.columns(events), *_columns(new))
 
 
 def _columns(new: Sequence[NewJob]) -> tuple[list[Any], ...]:

@@ -5,11 +5,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from itdesk.errors import NotFound
-from itdesk.model import Category, External, Priority, Role, Status, Ticket
+from itdesk.model import Category, Event, External, Priority, Role, Status, Ticket
+from itdesk.store import jobs as queue
+from itdesk.store.db import Contention
+from itdesk.store.jobs import NewJob
 
 _COLUMNS = """
     t.id, t.number, t.key, t.project_id, p.key AS project, t.title, t.description, t.status,
@@ -128,67 +135,73 @@ async def named(conn: Any, refs: Sequence[str], *, scope: UUID | None) -> list[U
     return [row["id"] for row in rows]
 
 
-async def create(
-    conn: Any,
-    *,
-    id: UUID,
-    project_id: UUID,
-    key: str,
-    title: str,
-    description: str,
-    priority: Priority,
-    category: Category | None,
-    department: str | None,
-    tags: Sequence[str],
-    reporter_id: UUID | None,
-    reporter_name: str,
-    assignee_ids: Sequence[UUID],
-) -> Ticket | None:
-    """Open a ticket under a key that was taken for it; None if the project is gone."""
-    query = """
-        WITH p AS (
-            SELECT id, key FROM projects WHERE id = $2 FOR KEY SHARE
-        ), t AS (
-            INSERT INTO tickets (id, key, project_id, title, description, priority, category,
-                                 department, tags, reporter_id, reporter_name)
-            SELECT $1, $12, p.id, $3, $4, $5, $6, $7, $8, $9, $10 FROM p
-            RETURNING *
-        ), a AS (
-            INSERT INTO ticket_assignees (ticket_id, user_id, position)
-            SELECT t.id, u.id, u.position FROM t, unnest($11::uuid[])
-                WITH ORDINALITY AS u (id, position)
-        )
-        SELECT t.*, p.key AS project, $11::uuid[] AS assignee_ids FROM t, p
+# The parameters 1 to 20 are those of RECORDED.
+_OPEN = f"""
+    WITH t AS (
+        INSERT INTO tickets (id, number, key, project_id, title, description, priority, category,
+                             department, tags, reporter_id, reporter_name, created_at, updated_at)
+        OVERRIDING SYSTEM VALUE
+        VALUES ($21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $33)
+        RETURNING id
+    ), a AS (
+        INSERT INTO ticket_assignees (ticket_id, user_id, position)
+        SELECT t.id, u.id, u.position FROM t, unnest($34::uuid[])
+            WITH ORDINALITY AS u (id, position)
+    ), {queue.RECORDED}
+"""  # noqa: S608 - literals of the store
+
+
+async def create(conn: Any, ticket: Ticket, events: Sequence[Event], jobs: Sequence[NewJob]) -> int:
+    """Write a new ticket with its events and jobs; return how many jobs.
+
+    Raises Contention when its project or an assignee was deleted since one looked.
     """
-    row = await conn.fetchrow(
-        query,
-        id,
-        project_id,
-        title,
-        description,
-        priority,
-        category,
-        department,
-        list(tags),
-        reporter_id,
-        reporter_name,
-        list(assignee_ids),
-        key,
-    )
-    return _ticket(row) if row is not None else None
+    try:
+        tag = await conn.execute(
+            _OPEN,
+            *queue.columns(events, jobs),
+            ticket.id,
+            ticket.number,
+            ticket.key,
+            ticket.project_id,
+            ticket.title,
+            ticket.description,
+            ticket.priority,
+            ticket.category,
+            ticket.department,
+            ticket.tags,
+            ticket.reporter_id,
+            ticket.reporter_name,
+            ticket.created_at,
+            ticket.assignee_ids,
+        )
+    except asyncpg.ForeignKeyViolationError as exc:
+        raise Contention("What the ticket refers to is gone. Send the request again.") from exc
+    return queue.queued(tag)
 
 
-async def take_number(conn: Any, project: str) -> tuple[UUID, str] | None:
-    """Take the next key of a local project: its id and the key, or None if there is none.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a ticket will be known by, and since when."""
+
+    project_id: UUID
+    key: str
+    number: int
+    at: datetime
+
+
+async def take_number(conn: Any, project: str) -> Taken | None:
+    """Take the next key of a local project, for good; None if there is no such project.
 
     The project is locked until the end of the transaction: see `Database.unsynced`.
     """
     query = """
         UPDATE projects SET next_number = next_number + 1 WHERE key = $1 AND source = 'local'
-        RETURNING id, key || '-' || (next_number - 1) AS key
+        RETURNING id, key || '-' || (next_number - 1) AS key,
+                  nextval(pg_get_serial_sequence('tickets', 'number')) AS number, now() AS at
     """
     row = await conn.fetchrow(query, project)
-    return (row["id"], row["key"]) if row is not None else None
+    return Taken(row["id"], row["key"], row["number"], row["at"]) if row is not None else None
 
 
 # What a change may set directly; everything else is set by the statement itself.

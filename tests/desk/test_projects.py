@@ -33,7 +33,7 @@ async def keys(office: Office) -> list[str]:
 async def next_key(office: Office, project: str) -> str | None:
     async with office.db.transaction() as tx:
         taken = await tickets.take_number(tx.conn, project)
-    return taken[1] if taken else None
+    return taken.key if taken else None
 
 
 async def code(work: Awaitable[object]) -> str:

@@ -104,7 +104,35 @@ REFUSALS = (
         "only who gets no password is invited to set one",
         frozenset({"invite"}),
     ),
-    Refusal("E_AUTH_CODE_INVALID", r"POST /api/v1/auth/.*", "links and codes come by mail"),
+    Refusal(
+        "E_AUTH_CODE_INVALID",
+        r"POST (/api/v1/auth/.*|/verify-email|/reset-password)",
+        "links and codes come by mail",
+    ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /api/v1/auth/email-login",
+        "the password that signs in may open an account, and then has to be a good one",
+        frozenset({"password"}),
+    ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /api/v1/auth/totp/(enrol|disable|recovery-codes)",
+        "a second factor is set up and given up with the password alone",
+        frozenset({"password"}),
+    ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /api/v1/tokens",
+        "whether a token may have no end is a setting",
+        frozenset({"expires_in_days"}),
+    ),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        r"POST /reset-password",
+        "a password may be long and yet common",
+        frozenset(),
+    ),
     Refusal(
         "E_VALIDATION_ERROR",
         r"(PUT|PATCH) /api/v1/users/\{id\}",
@@ -143,6 +171,11 @@ REFUSALS = (
         frozenset(
             {
                 "size",
+                "limit",
+                "days",
+                "events",
+                "position",
+                "expires_in_days",
                 "last_seen.constrained-int",
                 "last_seen.StreamPosition",
                 "last_seen.StreamPosition.seq",

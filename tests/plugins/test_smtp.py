@@ -304,8 +304,8 @@ async def test_no_subject_becomes_a_second_header(
     (got,) = mail_server.mails
     assert [got.message.get_all(name) for name in ("Bcc", "X")] == [None, None]
     assert got.recipients == ["jo@example.org"]
-    decoded = subject.replace("=?utf-8?q?=0D=0ABcc:_x?=", "")
-    assert decoded.strip() in str(got.message["Subject"])
+    # What looks like an encoded word is taken apart, so that nobody decodes it.
+    assert subject.replace("=?", "= ?").strip() in str(got.message["Subject"])
 
 
 @pytest.mark.parametrize("name", ['A "quoted" name', "Comma, Inc.", "Bücher <b@x.org>", "日本", ""])
