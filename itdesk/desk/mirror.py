@@ -6,6 +6,7 @@ once, and everything that one telling says happens in one transaction. A way tha
 does not have is no reason to refuse it; history shows every step.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from itdesk.store import mirrors
 from itdesk.store.db import Contention, Database
 
 ATTEMPTS: Final = 5
+MOST_AT_ONCE: Final = 4
 WALK_SECONDS: Final = 300.0
 
 
@@ -59,6 +61,8 @@ class Mirror:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
+        # Tellings of one issue wait for each other: never with all connections of the desk.
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def tell(
         self,
@@ -72,15 +76,25 @@ class Mirror:
         caller = Caller(
             None, actor or issue.source.title(), Role.ADMIN, Source.JIRA, request_id=request_id
         )
+        if deliveries and (known := await self._repeated(issue, deliveries)) is not None:
+            return known
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                async with self._db.transaction() as tx:
+                async with self._turns, self._db.transaction() as tx:
                     return await Telling(tx, caller, issue).write(deliveries)
             except Contention:
                 if attempt == ATTEMPTS:
                     raise
                 await self._clock.sleep(random.uniform(0.005, 0.03) * attempt)
         raise AssertionError("unreachable")
+
+    async def _repeated(self, issue: RemoteIssue, deliveries: Sequence[str]) -> Mirrored | None:
+        """Return the answer to a delivery that was written before; looking costs no lock."""
+        async with self._db.connection() as conn:
+            if not await mirrors.seen_before(conn, deliveries):
+                return None
+            found = await mirrors.find(conn, source=issue.source, key=issue.key, number=issue.id)
+        return Mirrored(issue.key, found, status="duplicate")
 
     async def find(self, source: str, key: str, number: str | None = None) -> UUID | None:
         """Return the ticket that mirrors an issue, by its key or its lasting id."""

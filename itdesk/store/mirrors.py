@@ -44,6 +44,13 @@ async def first_time(conn: Any, delivery_ids: Sequence[str]) -> bool:
     return int(result.rpartition(" ")[2]) == len(set(delivery_ids))
 
 
+async def seen_before(conn: Any, delivery_ids: Sequence[str]) -> bool:
+    """Return whether a delivery was written under any of its names."""
+    query = "SELECT EXISTS (SELECT 1 FROM jira_deliveries WHERE delivery_id = ANY ($1::text[]))"
+    seen: bool = await conn.fetchval(query, list(delivery_ids))
+    return seen
+
+
 async def forget_deliveries(conn: Any, limit: int, *, days: int) -> int:
     """Delete deliveries older than so many days, a batch at a time; return how many."""
     query = """
