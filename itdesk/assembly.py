@@ -20,6 +20,7 @@ from itdesk.desk.journal import Journal
 from itdesk.desk.keys import Keys
 from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
+from itdesk.desk.mirror import Mirror
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.people import People
@@ -137,6 +138,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
                 forget_files=forget_files,
             ),
             journal=Journal(db),
+            mirror=Mirror(db, clock),
             jobs=jobs,
             mail=mail,
             notices=Notices(db, mail, settings),
@@ -223,6 +225,7 @@ async def _open_work(desk: Desk) -> None:
     desk.schedules.register(desk.mail.schedule())
     desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
     desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure]
+    desk.trackers = await desk.plugins.trackers(desk)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)
     for schedules in (await desk.plugins.schedules(desk)).values():

@@ -34,6 +34,7 @@ from uuid import UUID
 import pluggy
 
 from itdesk.model import Caller, Event, Role, ScanReason, Ticket
+from itdesk.remote import Tracker as Tracker
 
 if TYPE_CHECKING:
     from itdesk.api.route import Route
@@ -383,6 +384,11 @@ def itdesk_storage(desk: "Desk") -> Storage | None:
 @hookspec
 def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
     """Return the virus scanner that this plugin provides; all engines must agree on CLEAN."""
+
+
+@hookspec
+def itdesk_tracker(desk: "Desk") -> Tracker | None:
+    """Return the remote issue tracker whose issues this plugin mirrors as tickets."""
 
 
 @hookspec

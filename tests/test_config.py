@@ -423,6 +423,7 @@ def test_system_file_that_may_not_be_looked_at_is_told_not_skipped(
         ({"S3_ENDPOINT": "http://s3", "S3_BUCKET": "b"}, "s3"),
         ({"SMTP_HOST": "h"}, "smtp"),
         ({"JIRA_BASE_URL": "https://j"}, "jira"),
+        ({"JIRA_WEBHOOK_SECRET": "webhook-4711-0815-xyz"}, "jira"),
         ({"OLLAMA_BASE_URL": "http://o"}, "ollama"),
         ({"GOOGLE_CLIENT_ID": "id"}, "google"),
     ],

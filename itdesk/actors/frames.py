@@ -89,8 +89,11 @@ def readers(ticket: Ticket) -> frozenset[UUID]:
     return people if ticket.reporter_id is None else people | {ticket.reporter_id}
 
 
+_SPOKEN = frozenset({"comment.added", "comment.updated"})
+
+
 def _comment_id(entry: Entry) -> UUID | None:
-    said = entry.event.data.get("comment_id") if entry.event.type == "comment.added" else None
+    said = entry.event.data.get("comment_id") if entry.event.type in _SPOKEN else None
     return UUID(said) if said is not None else None
 
 

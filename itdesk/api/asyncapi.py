@@ -45,6 +45,7 @@ _EVENT: Json = {
         "type": {
             "enum": [
                 "ticket.created", "ticket.updated", "ticket.deleted", "comment.added",
+                "comment.updated", "comment.deleted",
                 "attachment.added", "attachment.scanned", "attachment.recalled",
                 "attachment.deleted", "ticket.removed",
             ],

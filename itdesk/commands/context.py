@@ -51,6 +51,11 @@ class Context:
             log.register_secret(secret)
         return settings
 
+    @staticmethod
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        """Run a command's work, as `run` does: plugins' commands know this object only."""
+        return run(work)
+
     @property
     def has_embedded_database(self) -> bool:
         """Return whether an embedded database was ever made in the state directory."""

@@ -28,7 +28,7 @@ ADDRESSES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
         "clamav": (("host",), ("socket",)),
         "s3": (("endpoint", "bucket"),),
         "smtp": (("host",),),
-        "jira": (("base_url",),),
+        "jira": (("base_url",), ("webhook_secret",)),
         "ollama": (("base_url",),),
         "google": (("client_id",),),
         "oidc": (("issuer", "client_id"),),

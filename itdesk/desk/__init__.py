@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from itdesk.desk.journal import Journal
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
+    from itdesk.desk.mirror import Mirror
     from itdesk.desk.notices import Notices
     from itdesk.desk.people import People
     from itdesk.desk.plugins import Plugins
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
-    from itdesk.hookspecs import Storage
+    from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
     from itdesk.store.db import Database
@@ -72,6 +73,7 @@ class Desk:
     projects: Projects
     tickets: Tickets
     journal: Journal
+    mirror: Mirror
     jobs: Jobs
     mail: Mail
     notices: Notices
@@ -96,6 +98,7 @@ class Desk:
     automation: Automation = field(init=False)
     identities: Identities = field(init=False)
     runtime: Health = field(init=False)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     async def readiness(self) -> dict[str, Any]:
         """Return whether requests can be served, and how every part is."""

@@ -18,6 +18,7 @@ from itdesk.hookspecs import (
     ScanEngine,
     Schedule,
     Storage,
+    Tracker,
 )
 from itdesk.runtime.log import redacted
 
@@ -133,6 +134,7 @@ def _named(kind: type[JobType] | type[Schedule]) -> Callable[[Any], Any]:
 _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
+    "itdesk_tracker": _a(Tracker),
     "itdesk_mailer": _a(Mailer),
     "itdesk_identity": _a(IdentityProvider),
     "itdesk_routes": _list(

@@ -40,6 +40,7 @@ from itdesk.hookspecs import (
     ScanEngine,
     Schedule,
     Storage,
+    Tracker,
 )
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
@@ -192,6 +193,10 @@ class Plugins:
     async def scan_engines(self, desk: "Desk") -> dict[str, ScanEngine]:
         """Return the virus scanners that plugins provide, by plugin."""
         return await self._start("itdesk_scan_engine", desk=desk)
+
+    async def trackers(self, desk: "Desk") -> dict[str, Tracker]:
+        """Return the remote issue trackers that plugins mirror, by plugin."""
+        return await self._start("itdesk_tracker", desk=desk)
 
     async def mailers(self, desk: "Desk") -> dict[str, Mailer]:
         """Return what sends mail, by plugin."""

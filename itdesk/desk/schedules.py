@@ -19,7 +19,7 @@ from itdesk.desk.stats import Statistics
 from itdesk.hookspecs import JobType, Schedule
 from itdesk.model import SYSTEM, Event
 from itdesk.runtime.log import get_logger
-from itdesk.store import cleanup, emails, periodic, workflow_runs
+from itdesk.store import cleanup, emails, mirrors, periodic, workflow_runs
 from itdesk.store import jobs as jobs_store
 from itdesk.store.db import Database, Transaction
 
@@ -180,6 +180,7 @@ async def clean_up(
         "counts": cleanup.delete_expired_counts,
         "guesses": cleanup.delete_expired_guesses,
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
+        "deliveries": partial(mirrors.forget_deliveries, days=days),
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),

@@ -208,7 +208,8 @@ async def take_number(conn: Any, project: str) -> Taken | None:
 _SETTABLE = frozenset(
     {
         "title", "description", "status", "priority", "category", "department", "tags",
-        "resolution", "project_id", "key",
+        "resolution", "project_id", "key", "reporter_id", "reporter_name", "external_id",
+        "external_assignee",
     }
 )  # fmt: skip
 

@@ -371,6 +371,24 @@ async def test_what_sends_mail_is_given_by_plugin(rig: Rig) -> None:
     assert [*await rig.load(none={}, post={}).mailers(rig.desk)] == ["post"]
 
 
+TRACKER = """
+connected, secret = True, b""
+async def receive(self, body, headers, *, digest, request_id): ...
+async def reconcile(self, *, since, project_key): ...
+@hookimpl
+def itdesk_tracker(self, desk): return self
+"""
+
+
+async def test_what_is_mirrored_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("issues", TRACKER)
+    rig.drop("none", "@hookimpl\ndef itdesk_tracker(self): return None")
+    rig.drop("half", "@hookimpl\ndef itdesk_tracker(self): return object()")
+    plugins = rig.load(none={}, issues={}, half={})
+    assert [*await plugins.trackers(rig.desk)] == ["issues"]
+    assert "lacks" in plugins.status()["half"].reason
+
+
 PROVIDER = """
 label, redirect_uri, creates_accounts = "Elsewhere", None, None
 async def begin(self, attempt): ...

@@ -241,16 +241,21 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             " FROM (VALUES ('notification', 'sent'), ('password_reset', 'failed'),"
             " ('verification', 'queued')) AS m (k, s)", age,
         )  # fmt: skip
+    for days in (29, 31):
+        await bench.sql(
+            "INSERT INTO jira_deliveries VALUES ($1::int::text, now() - make_interval(days => $1))",
+            days,
+        )
     assert await clean_up(bench.desk.db, days=30) == {
         "sessions": 1, "verifications": 1, "resets": 1, "answers": 1, "files": 1, "runs": 1,
         "jobs": 2, "secrets": 2, "emails": 2, "workflow_runs": 2,
-        "challenges": 1, "api_tokens": 1, "counts": 0, "guesses": 0, "sign_ins": 0,
+        "deliveries": 1, "challenges": 1, "api_tokens": 1, "counts": 0, "guesses": 0, "sign_ins": 0,
     }  # fmt: skip
     for table, left in (
         ("refresh_tokens", 1), ("verification_tokens", 1), ("password_reset_tokens", 1),
         ("login_challenges", 1), ("api_tokens", 1),
         ("idempotency_keys", 1), ("attachments", 3), ("periodic_runs", 1), ("jobs", 4),
-        ("emails", 7), ("emails WHERE body_text = ''", 1),
+        ("jira_deliveries", 1), ("emails", 7), ("emails WHERE body_text = ''", 1),
     ):  # fmt: skip
         assert await bench.sql(f"SELECT count(*) FROM {table}") == left, table  # noqa: S608
     assert not any((await clean_up(bench.desk.db, days=30)).values())
