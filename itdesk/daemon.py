@@ -108,7 +108,8 @@ async def _start(
         url = (await stack.enter_async_context(embedded)).url
     await at_head(settings, url, patience=settings.database.migration_wait_seconds)
     desk = await stack.enter_async_context(open_desk(settings, url))
-    await desk.db.warm(settings.database.pool_min)
+    # Behind a passed socket all who came while nobody ran are served at once.
+    await desk.db.warm(settings.database.pool_max if fds else settings.database.pool_min)
     await _require_upload_dir(desk)
     await desk.projects.ensure_default(
         settings.tickets.default_project, settings.tickets.first_number
