@@ -125,3 +125,19 @@ async def test_the_installation_gives_a_desk(own_pg_server: Server, tmp_path: Pa
     finally:
         await asyncio.to_thread(daemon.stop)
         shutil.rmtree(daemon.state_dir)
+
+
+def test_the_completion_line_completes(tmp_path: Path) -> None:
+    """Pasted, then asked in a shell that has read what it wrote."""
+    (line,) = _blocks("Operation", "sh")
+    bin_dir = Path(sys.executable).parent
+    ask = (
+        f"{line}\nsource {tmp_path}/itdesk\n"
+        "COMP_WORDS=(itdesk db mig) COMP_CWORD=2\n_itdesk_completion itdesk\n"
+        'echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-euc", ask], capture_output=True, text=True, check=False,
+        env={"PATH": f"{bin_dir}:/usr/bin:/bin", "COMPLETIONS": str(tmp_path), "HOME": "/tmp"},
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.returncode) == ("migrate", 0), done.stderr

@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.activation import Manager
-from tests.support.daemon import Answer, Live, Person, make_daemon
+from tests.support.daemon import Answer, Daemon, Live, Person, make_daemon
 from tests.support.load import eventually
 from tests.support.nginx import certify
 from tests.support.postgres import Server
@@ -256,3 +256,20 @@ async def test_mail_templates_are_read_again(desk: Desk) -> None:
     (line,) = await desk.reload(mail={"templates_dir": str(templates)})
     assert "unknown" in str(line["problems"])
     await desk.reload()
+
+
+async def test_sighup_before_it_serves_is_no_reason_to_die(
+    new_daemon: Callable[..., Daemon],
+) -> None:
+    """O-04: a daemon that waits for its database goes on waiting."""
+    daemon = new_daemon("postgresql://itdesk@127.0.0.1:1/itdesk")
+    daemon.through = ("setsid",)
+    daemon.start(ready=False)
+
+    async def waits() -> bool:
+        return any(line["event"] == "waiting" for line in daemon.lines())
+
+    await eventually(waits, seconds=20)
+    daemon.tell(signal.SIGHUP)
+    assert await asyncio.to_thread(daemon.stop) == 0
+    assert "rror" not in daemon.log.read_text()
