@@ -14,6 +14,7 @@ from itdesk.actors.hub import Hub
 from itdesk.actors.identity import Identity
 from itdesk.actors.listener import Listener
 from itdesk.actors.reactor import Reactor
+from itdesk.actors.reloader import Reloader
 from itdesk.actors.rescanner import Rescanner
 from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
@@ -57,10 +58,15 @@ class Ready:
 
 
 async def serve(
-    settings: Settings, ready: Callable[[Ready], None], *, fds: Sequence[socket.socket] = ()
+    settings: Settings,
+    ready: Callable[[Ready], None],
+    *,
+    fds: Sequence[socket.socket] = (),
+    read: Callable[[], Settings],
 ) -> None:
     """Run the daemon until SIGTERM; returns when everything in flight is finished.
 
+    On SIGHUP what `read` returns then is put into effect, as far as that goes without a restart.
     Raises DeskError when something needed at the start is missing, and Escalated when a critical
     part crashes again and again.
     """
@@ -70,13 +76,14 @@ async def serve(
         try:
             async with asyncio.timeout(None) as starting:
                 _cut_by_signal(starting)
-                supervisor, server, told = await _start(settings, stack, fds)
+                supervisor, server, told, reloader = await _start(settings, stack, fds, read)
         except TimeoutError:
             if not starting.expired():
                 raise
             return
         # Nothing was awaited since the start was complete: no signal falls between the two.
         stop, force = signals()
+        _on_hangup(lambda: reloader.tell("reload"))
         ready(told)
         systemd.notify(f"READY=1\nSTATUS=serving {server.url}")
         await _run(supervisor, server, stop, force)
@@ -88,8 +95,11 @@ async def serve(
 
 
 async def _start(
-    settings: Settings, stack: AsyncExitStack, fds: Sequence[socket.socket]
-) -> tuple[Supervisor, HttpServer, Ready]:
+    settings: Settings,
+    stack: AsyncExitStack,
+    fds: Sequence[socket.socket],
+    read: Callable[[], Settings],
+) -> tuple[Supervisor, HttpServer, Ready, Reloader]:
     """Get everything going, in order, down to the listening port; `stack` undoes it."""
     embedded: EmbeddedPostgres | None = None
     url = settings.database.dsn
@@ -98,7 +108,8 @@ async def _start(
         url = (await stack.enter_async_context(embedded)).url
     await at_head(settings, url, patience=settings.database.migration_wait_seconds)
     desk = await stack.enter_async_context(open_desk(settings, url))
-    await desk.db.warm(settings.database.pool_min)
+    # Behind a passed socket all who came while nobody ran are served at once.
+    await desk.db.warm(settings.database.pool_max if fds else settings.database.pool_min)
     await _require_upload_dir(desk)
     await desk.projects.ensure_default(
         settings.tickets.default_project, settings.tickets.first_number
@@ -108,11 +119,13 @@ async def _start(
     app = build_app(desk, await all_routes(desk))
     app[HUB] = hub
     server = HttpServer(app, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
+    reloader = Reloader(desk, server, read)
+    supervisor.add(reloader)
     await server.start()
     stack.push_async_callback(server.stop)
     # Last, because this password is told once: a start that fails must not have made it.
     first_admin = None if settings.production else await first_administrator(desk)
-    return supervisor, server, Ready(server.url, first_admin)
+    return supervisor, server, Ready(server.url, first_admin), reloader
 
 
 async def _require_upload_dir(desk: Desk) -> None:
@@ -268,6 +281,16 @@ def _cut_by_signal(starting: asyncio.Timeout) -> None:
         starting.reschedule(0)
 
     _on_signal(on_signal)
+    # What is read at the start is fresh enough.
+    _on_hangup(lambda: None)
+
+
+def _on_hangup(act: Callable[[], object]) -> None:
+    """Act on SIGHUP, unless it may mean that the terminal which we were started in is gone."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
 
 
 def _on_signal(act: Callable[[], None]) -> None:

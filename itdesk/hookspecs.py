@@ -418,6 +418,11 @@ def itdesk_schedule(desk: "Desk") -> Sequence[Schedule]:  # type: ignore[empty-b
 
 
 @hookspec
+def itdesk_reload(settings: Any) -> None:
+    """Work with these settings, already checked, from now on; without it they need a restart."""
+
+
+@hookspec
 def itdesk_health() -> Health | None:
     """Return how this plugin is; asked for /readyz, so answer from memory or within a second."""
 

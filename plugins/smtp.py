@@ -140,15 +140,19 @@ class Smtp:
     name = "smtp"
 
     def __init__(self, settings: SmtpSettings) -> None:
-        self.settings = settings
-        self.problem = ""
         self._idle: list[_Idle] = []
         self._closed = False
-        self._context: ssl.SSLContext | None = None
+        self.configure(settings)
+
+    def configure(self, settings: SmtpSettings) -> None:
+        """Work with these settings from the next mail on."""
+        context: ssl.SSLContext | None = None
         if settings.mode != "none":
             ca = settings.ca_file
-            self._context = ssl.create_default_context(cafile=str(ca) if ca else None)
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context = ssl.create_default_context(cafile=str(ca) if ca else None)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.settings, self._context, self.problem = settings, context, ""
+        self._leave_idle()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Smtp"]:
@@ -157,22 +161,22 @@ class Smtp:
             yield self
         finally:
             self._closed = True
-            while self._idle:
-                self._idle.pop().leave()
+            self._leave_idle()
 
     async def deliver(self, mail: Outgoing) -> None:
         """Send a mail; see `itdesk.hookspecs.Mailer`."""
+        settings = self.settings
         try:
-            message = compose(mail, self.settings.mailbox)
+            message = compose(mail, settings.mailbox)
         except Unsayable as exc:
             raise GiveUp(str(exc)) from exc
         if idle := self._taken():
             try:
-                return await self._exchange(idle, message)
+                return await self._exchange(idle, message, settings)
             except _NotBegun:
                 log.debug("kept connection was closed by the server")
         try:
-            await self._exchange(await self._connect(), message)
+            await self._exchange(await self._connect(), message, settings)
         except _NotBegun as exc:
             raise RetryLater(0, str(exc)) from exc
 
@@ -254,10 +258,15 @@ class Smtp:
             idle.client.close()
         return None
 
-    def _keep(self, client: aiosmtplib.SMTP) -> None:
+    def _leave_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().leave()
+
+    def _keep(self, client: aiosmtplib.SMTP, settings: SmtpSettings) -> None:
         """Keep a connection for the next mail of a burst."""
         idle = _Idle(client)
-        if self._closed or not self.settings.reuse_seconds:
+        # One that was made with other settings may lead to another server.
+        if self._closed or not settings.reuse_seconds or settings is not self.settings:
             idle.leave()
             return
         loop = asyncio.get_running_loop()
@@ -271,11 +280,13 @@ class Smtp:
 
     # --- one mail --------------------------------------------------------------------------
 
-    async def _exchange(self, client: aiosmtplib.SMTP, message: Message) -> None:
+    async def _exchange(
+        self, client: aiosmtplib.SMTP, message: Message, settings: SmtpSettings
+    ) -> None:
         """Send one mail on a connection, and keep the connection if it is still good."""
         good = False
         try:
-            async with asyncio.timeout(self.settings.send_seconds):
+            async with asyncio.timeout(settings.send_seconds):
                 with _judged():
                     await _send(client, message)
             good = True
@@ -290,7 +301,7 @@ class Smtp:
             raise RetryLater(0, why) from exc
         finally:
             if good:
-                self._keep(client)
+                self._keep(client, settings)
             else:
                 client.close()
 
@@ -378,6 +389,11 @@ class Plugin:
     def itdesk_mailer(self, desk: "Desk") -> Mailer | None:
         """Return the mail server."""
         return self.smtp
+
+    @hookimpl
+    def itdesk_reload(self, settings: SmtpSettings) -> None:
+        """Send by another server, or as somebody else, from the next mail on."""
+        self.smtp.configure(settings)
 
     @hookimpl
     def itdesk_health(self) -> Health:

@@ -47,7 +47,7 @@ class Scanner:
                 raise Unusable(f"yara rules do not compile: {place}: {error['title']}.") from exc
             digest.update(source)
         self.version = digest.hexdigest()[:12]
-        self._scanner = yara_x.Scanner(compiler.build())
+        self._scanner = yara_x.Scanner(_built(compiler))
         self._late: type[Exception] = yara_x.TimeoutError
 
     def scan(self, path: Path, *, seconds: float) -> dict[str, str]:
@@ -86,6 +86,19 @@ def _answer(scan: Callable[..., dict[str, str]], asked: dict[str, Any]) -> dict[
         return scan(Path(asked["path"]), seconds=asked["seconds"])
     except Exception as exc:  # noqa: BLE001 the daemon has to hear of it, whatever it is
         return {"failure": f"{type(exc).__name__}: {exc}"}
+
+
+def _built(compiler: Any) -> Any:
+    try:
+        return compiler.build()
+    except BaseException as exc:
+        # A panic of yara-x, which is no Exception.
+        if "memory executable" not in str(exc):
+            raise
+        raise Unusable(
+            "yara may not execute what it compiles: it needs MemoryDenyWriteExecute=no"
+            " (systemd/itdesk-yara.conf)."
+        ) from exc
 
 
 def _files(rules: list[Path]) -> Iterator[Path]:

@@ -2,14 +2,16 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.daemon import Live, started
+from tests.support.daemon import Live, live_on, make_daemon, started
 from tests.support.postgres import Server
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def _blocks(heading: str, language: str) -> list[str]:
@@ -63,3 +65,79 @@ async def test_the_plugin_example_works_as_written(pg_server: Server, tmp_path: 
             if line.startswith("Good morning"):
                 assert line.split()[-1].count(".") == 1
                 break
+
+
+def _install_lines() -> list[str]:
+    (text,) = _blocks("Install it", "sh")
+    return text.splitlines()
+
+
+def test_the_installation_is_ten_lines_about_files_that_are_there() -> None:
+    """S4-04: besides the apt-get one, nothing is fetched and everything named is shipped."""
+    lines = _install_lines()
+    assert len(lines) == 10
+    named = re.findall(r"(?<![/\w])(?:systemd|etc)/[\w./-]+", "\n".join(lines))
+    assert len(named) == 9
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    done = subprocess.run(["bash", "-n", "-c", "\n".join(lines)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_the_installation_gives_a_desk(own_pg_server: Server, tmp_path: Path) -> None:
+    """S0-07, S4-04: the lines that need no booted systemd, run below a root of their own.
+
+    What they leave is what the units start: the daemon reads the settings that were installed,
+    on a database that was made by the line that makes it.
+    """
+    root = tmp_path / "root"
+    for folder in ("etc/nginx/conf.d", "etc/ssl/private", "etc/ssl/certs", "etc/systemd/system",
+                   "etc/sysusers.d", "etc/tmpfiles.d", "etc/clamav"):  # fmt: skip
+        (root / folder).mkdir(parents=True)
+    wanted = ("cp systemd/", "systemd-sysusers", "openssl", "sed ", "cp etc/clamd")
+    lines = [line for line in _install_lines() if line.startswith(wanted)]
+    assert len(lines) == 5
+    script = "\n".join(["HOST=help.example.net", *lines])
+    script = re.sub(r" (>?)/etc/", rf" \1{root}/etc/", script)
+    for word in ("systemd-sysusers", "systemd-tmpfiles", "systemctl", "nginx"):
+        script = re.sub(rf"(^|&& ){word}[^&\n]*", r"\1true", script, flags=re.M)
+    done = await asyncio.to_thread(
+        subprocess.run, ["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "help.example.net" in (root / "etc/nginx/conf.d/itdesk.conf").read_text()
+    assert "desk.example.org" not in (root / "etc/itdesk/itdesk.toml").read_text()
+    assert (root / "etc/itdesk/itdesk.toml").stat().st_mode & 0o777 == 0o640
+    assert (root / "etc/ssl/certs/itdesk.pem").is_file()
+    settings = (root / "etc/itdesk/itdesk.toml").read_text()
+    url = await own_pg_server.create()
+    config = tmp_path / "itdesk.toml"
+    config.write_text(re.sub(r'^url = ".*"$', f'url = "{url}"', settings, flags=re.M))
+    daemon = make_daemon(None, ITDESK_CONFIG=str(config), ITDESK_DATABASE__MIGRATE_ON_START="true")
+    daemon.env["ITDESK_AUTH__BCRYPT_COST"] = "10"
+    try:
+        await asyncio.to_thread(daemon.start)
+        made = await asyncio.to_thread(daemon.run, "init")
+        assert made.returncode == 0, made.stderr
+        told = re.search(r"first administrator: (\S+) password: (\S+)", made.stdout)
+        assert told is not None
+        daemon.first_admin = told[1], told[2]
+        assert (await (await live_on(daemon)).admin.ticket())["key"] == "TSK-1001"
+    finally:
+        await asyncio.to_thread(daemon.stop)
+        shutil.rmtree(daemon.state_dir)
+
+
+def test_the_completion_line_completes(tmp_path: Path) -> None:
+    """Pasted, then asked in a shell that has read what it wrote."""
+    (line,) = _blocks("Operation", "sh")
+    bin_dir = Path(sys.executable).parent
+    ask = (
+        f"{line}\nsource {tmp_path}/itdesk\n"
+        "COMP_WORDS=(itdesk db mig) COMP_CWORD=2\n_itdesk_completion itdesk\n"
+        'echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-euc", ask], capture_output=True, text=True, check=False,
+        env={"PATH": f"{bin_dir}:/usr/bin:/bin", "COMPLETIONS": str(tmp_path), "HOME": "/tmp"},
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.returncode) == ("migrate", 0), done.stderr

@@ -62,12 +62,12 @@ class HttpServer:
         self._listening: list[asyncio.Server] = []
         self._sweep_timer: Timer | None = None
         self._forced = False
-        self.port = settings.port
+        self._host, self.port = settings.host, settings.port
 
     @property
     def url(self) -> str:
         """Return where clients find the server, with the port that was really bound."""
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     @property
@@ -105,6 +105,8 @@ class HttpServer:
             )
         name = sockets[0].getsockname()
         self.port = name[1] if isinstance(name, tuple) else 0
+        if self._passed and isinstance(name, tuple):
+            self._host = name[0]
         self._sweep_timer = self._clock.call_later(SWEEP_SECONDS, self._sweep)
         log.info("listening", url=self.url)
 
@@ -120,6 +122,7 @@ class HttpServer:
             return
         self._dispatcher.exchanges.draining = True
         for listening in self._listening:
+            # A socket that was passed to us goes on listening: who comes now is the next daemon's.
             listening.close()
         began = quiet = self._clock.monotonic()
         while not self._forced and self.connections:
@@ -156,10 +159,19 @@ class HttpServer:
             if transport is not None:
                 transport.abort()
 
-    def reload_tls(self) -> None:
+    @property
+    def has_tls(self) -> bool:
+        """Return whether the server speaks HTTPS, which takes a restart to change."""
+        return self._tls is not None
+
+    def check_tls(self, settings: "Settings") -> None:
+        """Raise ConfigError when the certificate that is named here cannot be used."""
+        _tls(settings)
+
+    def reload_tls(self, settings: "Settings") -> None:
         """Read the certificate again; connections made from now on get the new one."""
         if self._tls is not None:
-            _load(self._tls, self._settings)
+            _load(self._tls, settings)
 
     def _connect(self) -> Connection:
         server = self._runner.server

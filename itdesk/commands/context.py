@@ -32,15 +32,19 @@ class Context:
     config: Path | None
     state_dir: Path
 
+    def read(self, flags: Mapping[str, object] | None = None) -> Settings:
+        """Return the settings as they are on disk now, or raise ConfigError."""
+        return load(
+            config_path=self.config,
+            state_dir=self.state_dir,
+            environ=os.environ,
+            flags=flags,
+        )
+
     def settings(self, flags: Mapping[str, object] | None = None) -> Settings:
         """Return the settings, or end with all their problems and status 2."""
         try:
-            settings = load(
-                config_path=self.config,
-                state_dir=self.state_dir,
-                environ=os.environ,
-                flags=flags,
-            )
+            settings = self.read(flags)
         except ConfigError as exc:
             sys.exit(fail(exc))
         become_owner(settings.state_dir)

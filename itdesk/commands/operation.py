@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def serve(context: Context, host: str | None, port: int | None, reload: bool) ->
     """Run the service desk until SIGTERM."""
     if reload:
         raise click.UsageError("--reload is not offered: restart itdesk, it takes a second.")
-    settings = context.settings({"server.host": host, "server.port": port})
+    flags = {"server.host": host, "server.port": port}
+    settings = context.settings(flags)
     log.set_level(settings.log.level)
     for warning in settings.warnings:
         log.get_logger("config").warning(warning)
@@ -47,7 +49,8 @@ def serve(context: Context, host: str | None, port: int | None, reload: bool) ->
         click.echo("\n".join(lines))
         sys.stdout.flush()
 
-    run(daemon.serve(settings, ready, fds=systemd.listen_fds()))
+    again = partial(context.read, flags)
+    run(daemon.serve(settings, ready, fds=systemd.listen_fds(), read=again))
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pluggy
@@ -73,6 +74,15 @@ def refuse_unmarked(plugin: object) -> None:
             raise Refused(f"{attribute} is not marked with hookimpl")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one plugin said to one hook, or why there is no result."""
+
+    plugin: str
+    result: Any = None
+    failure: BaseException | None = None
+
+
 def checked_result(hook: str, result: Any) -> tuple[Any, BaseException | None]:
     """Return what a hook returned, lists as lists, or what is wrong with it."""
     try:
@@ -142,6 +152,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     ),
     "itdesk_jobs": _named(JobType),
     "itdesk_schedule": _named(Schedule),
+    "itdesk_reload": _nothing,
     "itdesk_health": _a(Health),
     "itdesk_metrics": _nothing,
     "itdesk_validate_ticket": _list("sentences", lambda text: isinstance(text, str)),

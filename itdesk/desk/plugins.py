@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pluggy
 
 from itdesk import hookspecs
+from itdesk.config import plugin_options
 from itdesk.desk.contract import (
+    Answer,
     Late,
     Section,
     checked_class,
@@ -69,15 +71,6 @@ class PluginStatus:
     reason: str
     required: bool
     version: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one plugin said to one hook, or why there is no result."""
-
-    plugin: str
-    result: Any = None
-    failure: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -225,6 +218,25 @@ class Plugins:
     async def commands(self) -> dict[str, list[Any]]:
         """Return the click commands that plugins add, by plugin."""
         return await self._start("itdesk_cli")
+
+    def checked(self, sections: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+        """Return new settings of those that take them while they work; ConfigError if wrong."""
+        takers: list[Any] = self._implementations("itdesk_reload")
+        models = {impl.plugin_name: impl.plugin.Settings for impl in takers}
+        return {
+            name: validated(models[name], plugin_options(raw), name)
+            for name, raw in sections.items()
+            if raw is not None and name in models
+        }
+
+    async def reload(self, settings: Mapping[str, Any]) -> list[str]:
+        """Hand plugins their `checked` settings; return the names of those that took them."""
+        asks = [
+            self._ask("itdesk_reload", impl, {"settings": settings[impl.plugin_name]})
+            for impl in self._implementations("itdesk_reload")
+            if impl.plugin_name in settings
+        ]
+        return [answer.plugin for answer in await asyncio.gather(*asks) if answer.failure is None]
 
     async def health(self) -> dict[str, Health]:
         """Return how every enabled plugin is: broken, failing, or what it says of itself."""

@@ -1,6 +1,7 @@
 """The daemon's metrics, in a registry of its own so that one process may hold many daemons."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,13 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 
+class OwnProcess(ProcessCollector):
+    """What the process uses; also where /proc holds processes alone (systemd's ProcSubset=pid)."""
+
+    def _boot_time(self) -> float:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Metrics:
     """Makes metrics, each name once, and renders them all."""
 
@@ -30,7 +38,7 @@ class Metrics:
         # One *_created series beside every child doubles the page and no rule reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        OwnProcess(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._made: dict[str, tuple[type, tuple[str, ...], Counter | Gauge | Histogram]] = {}

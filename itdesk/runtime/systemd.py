@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 FIRST_FD = 3
@@ -21,6 +22,11 @@ def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
     except OSError:
         return False
     return True
+
+
+def reloading(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell systemd that the configuration is being read again; READY=1 says that it is over."""
+    return notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", environ)
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:

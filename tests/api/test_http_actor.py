@@ -179,7 +179,7 @@ async def test_tls_and_its_renewal(tmp_path: Path) -> None:
         new_cert, new_key = _certificate(tmp_path, "two")
         new_cert.rename(cert)
         new_key.rename(key)
-        http.reload_tls()
+        http.reload_tls(desk.settings.server)
         assert await _subject(http) == "two"
     finally:
         await http.stop()

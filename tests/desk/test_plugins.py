@@ -513,6 +513,28 @@ async def test_health_tells_the_broken_the_failing_and_the_unwell(rig: Rig) -> N
     assert health == {"unwell": Health(False, "a cold"), "well": good, "quiet": good}
 
 
+async def test_other_settings_are_checked_first_and_handed_to_whoever_takes_them(rig: Rig) -> None:
+    """S2-65: one that cannot take them keeps those that it has, and the others get theirs."""
+    takes = "@hookimpl\nasync def itdesk_reload(self, settings): self.settings = settings"
+    heard = "@hookimpl\ndef itdesk_health(self): return Health(False, self.settings.word)"
+    word = "word: str = 'old'"
+    rig.drop("takes", f"{takes}\n{heard}", settings=word)
+    refuses = "@hookimpl\nasync def itdesk_reload(self, settings): raise ValueError"
+    rig.drop("fails", refuses, settings=word)
+    rig.drop("keeps", heard, settings=word)
+    plugins = rig.load(takes={}, fails={}, keeps={})
+    with pytest.raises(ConfigError, match=r"plugins\.takes\.wrod: unknown option"):
+        plugins.checked({"takes": {"wrod": "new"}})
+    new = plugins.checked({"fails": {"word": "new"}, "keeps": {"word": "new"}, "off": None})
+    assert list(new) == ["fails"]
+    new |= plugins.checked({"takes": {"word": "new", "required": True}})
+    assert await plugins.reload(new) == ["takes"]
+    health = {name: found.reason for name, found in (await plugins.health()).items()}
+    assert (health["takes"], health["keeps"]) == ("new", "old")
+    assert "ValueError" in health["fails"]
+    assert await plugins.reload({}) == []
+
+
 # --- auditors ------------------------------------------------------------------------------------
 
 OBJECTS = "@hookimpl\ndef itdesk_validate_ticket(self, after): return [after.title + '?']"

@@ -127,6 +127,23 @@ async def test_a_kept_connection_that_the_server_closed_is_no_failure(
         assert len(mail_server.mails) == 2
 
 
+async def test_other_settings_count_from_the_next_mail_on(
+    mail_server: MailServer, plain: MailServer
+) -> None:
+    """S2-65: a kept connection to the server of before is not used any more."""
+    plugin = Plugin(settings_of(mail_server))
+    async with plugin.smtp.opened():
+        await plugin.smtp.deliver(outgoing())
+        plugin.itdesk_reload(settings_of(plain, **{"from": "New <new@example.org>"}))
+        await plugin.smtp.deliver(outgoing())
+        await plugin.smtp.deliver(outgoing())
+        assert [mail.sender for mail in mail_server.mails] == ["desk@example.org"]
+        assert [mail.sender for mail in plain.mails] == ["new@example.org"] * 2
+        with pytest.raises(OSError):
+            plugin.itdesk_reload(settings_of(mail_server).model_copy(update={"ca_file": "/none"}))
+        assert plugin.smtp.settings.port == plain.port
+
+
 async def test_implicit_tls_works(mail_server: MailServer) -> None:
     server = MailServer("implicit", sign_in=False)
     server.start()

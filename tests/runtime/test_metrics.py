@@ -1,6 +1,10 @@
-import pytest
+import os
+from pathlib import Path
 
-from itdesk.runtime.metrics import CONTENT_TYPE, Metrics
+import pytest
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from itdesk.runtime.metrics import CONTENT_TYPE, Metrics, OwnProcess
 
 
 async def test_the_page_holds_the_runtimes_metrics_and_those_of_the_process() -> None:
@@ -15,6 +19,20 @@ async def test_the_page_holds_the_runtimes_metrics_and_those_of_the_process() ->
         assert name in page
     assert "_created" not in page
     assert CONTENT_TYPE.startswith("text/plain")
+
+
+def test_the_process_is_measured_where_proc_holds_processes_alone(tmp_path: Path) -> None:
+    """O-10: with ProcSubset=pid there is no /proc/stat, which says when the machine was booted."""
+    (tmp_path / "self").symlink_to(f"/proc/{os.getpid()}")
+    names = ("process_open_fds", "process_resident_memory_bytes", "process_start_time_seconds")
+    bare, whole = CollectorRegistry(), CollectorRegistry()
+    OwnProcess(proc=str(tmp_path), registry=bare)
+    ProcessCollector(registry=whole)
+    for name in names:
+        there, wanted = bare.get_sample_value(name), whole.get_sample_value(name)
+        assert there is not None and there == pytest.approx(wanted, rel=0.2)
+    started = [registry.get_sample_value(names[2]) for registry in (bare, whole)]
+    assert started[0] == pytest.approx(started[1], abs=2)
 
 
 def test_many_daemons_may_live_in_one_process() -> None:

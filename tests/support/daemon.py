@@ -50,6 +50,9 @@ class Daemon:
     env: dict[str, str]
     state_dir: Path
     options: tuple[str, ...] = ()
+    # What starts it in its place: a sandbox, or somebody who passes a socket.
+    through: tuple[str, ...] = ()
+    pass_fds: tuple[int, ...] = ()
     process: "subprocess.Popen[str] | None" = None
     url: str = ""
     first_admin: tuple[str, str] | None = None
@@ -70,9 +73,10 @@ class Daemon:
         """Start the process; with `ready`, return when it listens, and say why if it does not."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "itdesk", "--state-dir", str(self.state_dir),
+                [*self.through, sys.executable, "-m", "itdesk", "--state-dir", str(self.state_dir),
                  "serve", "--port", str(self.port), *self.options],
                 env=self.environ(), stdout=subprocess.PIPE, stderr=log, text=True,
+                pass_fds=self.pass_fds,
             )  # fmt: skip
         if not ready:
             return

@@ -52,7 +52,7 @@ class Nginx:
         return f"{scheme}://localhost:{port}" + ("/files" if sign_host == "endpoint" else "")
 
     def __enter__(self) -> Self:
-        _certify(self._folder)
+        certify(self._folder)
         shipped = SHIPPED.read_text()
         assert shipped.count("10.0.0.5:9000") == 4
         config = _CONFIG.format(
@@ -88,7 +88,7 @@ class Nginx:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _certify(folder: Path) -> None:
+def certify(folder: Path) -> None:
     """Write a certificate for localhost that vouches for itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
