@@ -9,6 +9,7 @@ import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,6 +111,7 @@ class Plugins:
             "Times that a plugin blocked the event loop for over 100 ms.",
             ["plugin"],
         )
+        self._breaker = metrics.breaker_open
         self._isolation = Isolation(stalls)
 
     @classmethod
@@ -293,6 +295,9 @@ class Plugins:
                 if any(impl.hookwrapper or impl.wrapper for impl in own):
                     raise Refused(f"{caller.name}: hook wrappers are not supported")
                 self._records[name].is_auditor |= caller.name == "itdesk_validate_ticket"
+                if caller.name == "itdesk_event":
+                    paused = self._breaker.labels(f"plugin.{name}")
+                    paused.set_function(partial(_paused, self._records[name]))
         except BaseException as exc:  # noqa: BLE001 - see the module
             self._break(name, "register", exc)
 
@@ -430,6 +435,10 @@ class Plugins:
             pause = PAUSE_DEADLINES * record.section.hook_seconds
             record.paused_until = perf_counter() + pause
             log.error("plugin gets no events for a while", plugin=name, seconds=pause)
+
+
+def _paused(record: _Record) -> float:
+    return float(record.paused_until > perf_counter())
 
 
 def _kind(failure: BaseException | None) -> str:
