@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import pluggy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
@@ -19,11 +19,13 @@ from itdesk.hookspecs import (
     Schedule,
     Storage,
 )
-from itdesk.runtime.log import redacted
+from itdesk.runtime.log import redacted, register_secret
 
 API = 1
 HOOK_SECONDS = 5.0
 START_SECONDS = 30.0
+# A shorter one would be struck out of words that mean something else.
+SHORTEST_SECRET = 3
 
 
 class Late(Exception):
@@ -180,6 +182,16 @@ def validated(model: type[BaseModel], values: Mapping[str, Any], name: str) -> A
             known = error["type"] != "extra_forbidden"
             problems += problem_at(option, error["msg"] if known else "unknown option")
         raise config_error(problems) from None
+
+
+def hide(settings: BaseModel) -> None:
+    """Keep what the plugin's own settings call secret out of every log line."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            hide(value)
+        elif isinstance(value, SecretStr) and len(value.get_secret_value()) > SHORTEST_SECRET:
+            register_secret(value.get_secret_value())
 
 
 def problem_at(option: str, text: str) -> list[Mapping[str, str]]:

@@ -8,11 +8,10 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -24,6 +23,7 @@ from itdesk.desk.contract import (
     checked_result,
     choice,
     config_error,
+    hide,
     problem_at,
     reason,
     refuse_unmarked,
@@ -31,6 +31,7 @@ from itdesk.desk.contract import (
 )
 from itdesk.desk.discovery import Found, Refused, discover
 from itdesk.desk.isolation import Isolation
+from itdesk.desk.plugin_records import Answer, PluginStatus, Record, kind
 from itdesk.desk.stays import Stay, ended
 from itdesk.errors import ConfigError, Unavailable
 from itdesk.hookspecs import (
@@ -58,49 +59,15 @@ PAUSE_DEADLINES = 12
 
 log = get_logger("plugin")
 
-State = Literal["loaded", "disabled", "broken"]
-
-
-@dataclass(frozen=True, slots=True)
-class PluginStatus:
-    """How one configured plugin is; a loaded one that has a reason fails at times."""
-
-    state: State
-    reason: str
-    required: bool
-    version: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one plugin said to one hook, or why there is no result."""
-
-    plugin: str
-    result: Any = None
-    failure: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is known of one configured plugin."""
-
-    section: Section
-    version: str | None = None
-    state: State = "loaded"
-    reason: str = ""
-    trouble: dict[str, str] = field(default_factory=dict)
-    is_auditor: bool = False
-    late: int = 0
-    paused_until: float = 0.0
-
 
 class Plugins:
     """The plugins that the configuration names, in its order."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, safe_mode: bool = False) -> None:
+        self._safe_mode = safe_mode
         self._manager = pluggy.PluginManager("itdesk")
         self._manager.add_hookspecs(hookspecs)
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._seconds = metrics.histogram(
             "itdesk_plugin_seconds",
             "Time that plugins take for a hook.",
@@ -121,13 +88,16 @@ class Plugins:
         *,
         directories: Sequence[Path] = (),
         metrics: Metrics,
+        safe_mode: bool = False,
     ) -> "Plugins":
         """Import, check and build the plugins that have a section and are not switched off.
+
+        In safe mode only itdesk's own: no line of any other plugin runs.
 
         Raises ConfigError that lists every wrong option of every section, and Unavailable when a
         plugin is broken that its section calls required.
         """
-        self = cls(metrics)
+        self = cls(metrics, safe_mode=safe_mode)
         found = discover(directories)
         problems: list[Mapping[str, str]] = []
         built: dict[str, object] = {}
@@ -161,6 +131,16 @@ class Plugins:
             )
             for name, record in self._records.items()
         }
+
+    def instance(self, name: str) -> Any:
+        """Return the plugin itself, or None when it is out: for tests of plugins."""
+        return self._manager.get_plugin(name)
+
+    def hooks(self, name: str) -> list[str]:
+        """Return the names of the hooks that a plugin has."""
+        plugin = self._manager.get_plugin(name)
+        callers = self._manager.get_hookcallers(plugin) if plugin is not None else None
+        return sorted(caller.name for caller in callers or ())
 
     @asynccontextmanager
     async def lifespan(self, desk: "Desk") -> AsyncIterator[None]:
@@ -269,15 +249,23 @@ class Plugins:
         options = {key: value for key, value in raw.items() if key not in reserved}
         section = validated(Section, reserved, name)
         if not section.enabled:
-            self._records[name] = _Record(section, None, "disabled", "switched off by its section")
+            self._records[name] = Record(section, None, "disabled", "switched off by its section")
             return None
         candidates = found.get(name, ())
+        if self._safe_mode:
+            candidates = [one for one in candidates if one.own]
+        if self._safe_mode and not candidates:
+            self._records[name] = Record(Section(), None, "left out", "left out by the safe mode")
+            log.warning("plugin left out by the safe mode", plugin=name)
+            return None
         if len(candidates) != 1:
             raise ConfigError(choice(candidates, found))
-        self._records[name] = _Record(section, candidates[0].version)
+        self._records[name] = Record(section, candidates[0].version)
         try:
             plugin_class = checked_class(candidates[0].load(), name)
-            plugin: object = plugin_class(validated(plugin_class.Settings, options, name))
+            settings = validated(plugin_class.Settings, options, name)
+            hide(settings)
+            plugin: object = plugin_class(settings)
         except ConfigError:
             raise
         except BaseException as exc:  # noqa: BLE001 - see the module
@@ -297,7 +285,7 @@ class Plugins:
                 self._records[name].is_auditor |= caller.name == "itdesk_validate_ticket"
                 if caller.name == "itdesk_event":
                     paused = self._breaker.labels(f"plugin.{name}")
-                    paused.set_function(partial(_paused, self._records[name]))
+                    paused.set_function(partial(getattr, self._records[name], "paused"))
         except BaseException as exc:  # noqa: BLE001 - see the module
             self._break(name, "register", exc)
 
@@ -336,7 +324,7 @@ class Plugins:
             failure: BaseException | None = None
             if not stay.entered.done():
                 failure = ended(stay.task) or Late(f"not entered in {seconds:g} s")
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
             if not stay.entered.done():
@@ -361,7 +349,7 @@ class Plugins:
             stay.leave.set()
             await asyncio.wait({stay.task}, timeout=seconds)
             failure = ended(stay.task) if stay.task.done() else Late(f"not left in {seconds:g} s")
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
         await self._isolation.give_up(stay.name, stay.hook, stay.task)
@@ -400,7 +388,7 @@ class Plugins:
         name = impl.plugin_name
         record = self._records[name]
         started, outcome = perf_counter(), "cancelled"
-        if hook == "itdesk_event" and record.paused_until > started:
+        if hook == "itdesk_event" and record.paused:
             self._seconds.labels(name, hook, "skipped").observe(0.0)
             return Answer(name, failure=Late("paused"))
         try:
@@ -412,7 +400,7 @@ class Plugins:
                 result, failure = await self._isolation.bounded(name, hook, result, seconds)
             if failure is None:
                 result, failure = checked_result(hook, result)
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(name, hook, outcome).observe(perf_counter() - started)
         self._note(name, hook, failure)
@@ -435,13 +423,3 @@ class Plugins:
             pause = PAUSE_DEADLINES * record.section.hook_seconds
             record.paused_until = perf_counter() + pause
             log.error("plugin gets no events for a while", plugin=name, seconds=pause)
-
-
-def _paused(record: _Record) -> float:
-    return float(record.paused_until > perf_counter())
-
-
-def _kind(failure: BaseException | None) -> str:
-    if failure is None:
-        return "ok"
-    return "timeout" if isinstance(failure, Late) else "error"

@@ -272,6 +272,7 @@ async def test_a_reactor_that_is_always_late_is_left_out_for_a_while(rig: Rig) -
         await plugins.event(rig.desk, EVENT)
     assert rig.desk.told == ["asked"] * 3
     assert rig.count("slow", "itdesk_event", "skipped") == 2
+    assert rig.value("itdesk_breaker_open", part="plugin.slow") == 1  # O-12
     async with asyncio.timeout(5):
         while len(rig.desk.told) == 3:
             await plugins.event(rig.desk, EVENT)
