@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import pluggy
@@ -115,6 +116,13 @@ def _list(what: str, good: Callable[[Any], bool]) -> Callable[[Any], Any]:
 # Below the plugin's own path, and nothing that a proxy could read as a way out of it.
 _PATH = re.compile(r"(/(?!\.\.?(/|$))[^/]+)+")
 
+
+def _is_route(route: Any) -> bool:
+    """Return whether this can be served; the class itself belongs to a layer above."""
+    is_one = is_dataclass(route) and type(route).__name__ == "Route"
+    return is_one and callable(route.handler) and _PATH.fullmatch(route.path) is not None
+
+
 # Also a label of metrics.
 _JOB = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -137,9 +145,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_scan_engine": _a(ScanEngine),
     "itdesk_mailer": _a(Mailer),
     "itdesk_identity": _a(IdentityProvider),
-    "itdesk_routes": _list(
-        "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
-    ),
+    "itdesk_routes": _list("Routes with paths like /hello", _is_route),
     "itdesk_jobs": _named(JobType),
     "itdesk_schedule": _named(Schedule),
     "itdesk_health": _a(Health),

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -185,15 +186,17 @@ class Plugins:
 
     async def routes(self) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""
-        return await self._start("itdesk_routes")
+        return self._watched("handler", "path", await self._start("itdesk_routes"))
 
     async def jobs(self, desk: "Desk") -> dict[str, list[JobType]]:
         """Return the kinds of durable work that plugins do, by plugin."""
-        return self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
+        found = self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
+        return self._watched("handle", "name", found)
 
     async def schedules(self, desk: "Desk") -> dict[str, list[Schedule]]:
         """Return what plugins do periodically, by plugin."""
-        return self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
+        found = self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
+        return self._watched("run", "name", found)
 
     async def metrics(self, metrics: Metrics) -> None:
         """Let the plugins create their metrics."""
@@ -378,6 +381,15 @@ class Plugins:
                 del found[name]
         self._demand()
         return found
+
+    def _watched(self, function: str, label: str, found: dict[str, Any]) -> dict[str, Any]:
+        """Let what plugins are called by later be as accountable as their hooks."""
+
+        def watched(name: str, one: Any) -> Any:
+            own = self._isolation.watched(name, getattr(one, label), getattr(one, function))
+            return replace(one, **{function: own})
+
+        return {name: [watched(name, one) for one in ones] for name, ones in found.items()}
 
     async def _call(self, hook: str, **arguments: Any) -> list[Answer]:
         """Ask every plugin that has this hook, side by side; the answers are in plugin order."""

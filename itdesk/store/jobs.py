@@ -131,7 +131,7 @@ def _insert(first: int) -> str:
 
 
 _ADD = f"WITH {_insert(1)}"
-# What ends the statement of a change that is one: its events and jobs are the parameters 1 to 20.
+# What ends the statement of a change that is one: its events and jobs are the parameters 1 to 21.
 RECORDED = f"written AS ({journal.INSERT}), {_insert(12)}"
 _RECORD = f"WITH {RECORDED}"
 
