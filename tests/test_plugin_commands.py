@@ -96,6 +96,11 @@ def test_what_a_stranger_calls_secret_is_not_shown(shell: Daemon, drop_ins: Path
     shell.env["ITDESK_CONFIG"] = _config(drop_ins, "[plugins.good]\nhook = 'https://x/key-123'")
     shown = shell.run("config", "show")
     assert 'hook = "***"' in shown.stdout and "key-123" not in shown.stdout + shown.stderr
+    assert "count = 1" in shown.stdout
+    _drop(drop_ins, "good", "raise SystemExit(3)")
+    shown = shell.run("config", "show")
+    assert shown.returncode == 0 and "cannot be loaded: SystemExit" in shown.stderr
+    assert 'hook = "***"' in shown.stdout and "key-123" not in shown.stdout + shown.stderr
 
 
 def test_a_new_plugin_overwrites_nothing_and_has_a_good_name(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr, create_model
 
 from itdesk.commands.context import Context
 from itdesk.config import Settings
+from itdesk.config.model import plugin_options
 from itdesk.desk.contract import choice
 from itdesk.desk.discovery import discover
 from itdesk.desk.plugins import Plugins
@@ -36,18 +37,26 @@ class Row:
 
 
 def foreign_models(settings: Settings) -> dict[str, type[BaseModel]]:
-    """Return the settings of other people's plugins that are on, which say what is secret."""
-    if settings.plugin_host.safe_mode:
-        return {}
+    """Return the settings of other people's plugins that are on, which say what is secret.
+
+    Of a plugin that is not there or cannot be loaded nobody knows: there, everything is.
+    """
     found = discover(settings.plugin_host.directories)
     models: dict[str, type[BaseModel]] = {}
     for name in settings.enabled_plugins():
         candidates = found.get(name, [])
-        if len(candidates) == 1 and not candidates[0].own:
+        if any(one.own for one in candidates):
+            continue
+        options: dict[str, Any] = {
+            key: (SecretStr, ...) for key in plugin_options(settings.plugins[name])
+        }
+        models[name] = create_model(name, **options)
+        if len(candidates) == 1 and not settings.plugin_host.safe_mode:
             try:
                 models[name] = candidates[0].load().Settings
-            except Exception as exc:  # noqa: BLE001 - a stranger's code; `plugins list` says why
-                click.echo(f"warning: plugins.{name}: {type(exc).__name__}", err=True)
+            except BaseException as exc:  # noqa: BLE001 - a stranger's code
+                why = f"{type(exc).__name__}: itdesk plugins list"
+                click.echo(f"warning: plugins.{name} cannot be loaded: {why}", err=True)
     return models
 
 
@@ -127,7 +136,7 @@ def new(name: str, directory: Path) -> None:
     if discover(()).get(name):
         raise click.UsageError(f"There is a plugin {name} already: itdesk plugins list.")
     template = files("itdesk_etc") / "plugin_template"
-    paths = {"plugin.py": directory / f"{name}.py", "test_plugin.py": directory / f"test_{name}.py"}
+    paths = {"plugin.py": directory / f"{name}.py", "checks.py": directory / f"test_{name}.py"}
     for path in paths.values():
         if path.exists():
             raise click.ClickException(f"{path} is there already and was left as it is.")
@@ -139,8 +148,8 @@ def new(name: str, directory: Path) -> None:
             path.write_text((template / source).read_text().replace("example", name))
     except OSError as exc:
         raise click.ClickException(f"{exc.filename} cannot be written: {exc.strerror}.") from exc
-    click.echo(f"wrote {paths['plugin.py']} and {paths['test_plugin.py']}; next:")
-    click.echo(f"  {sys.executable} -m pytest {paths['test_plugin.py']}")
+    click.echo(f"wrote {paths['plugin.py']} and {paths['checks.py']}; next:")
+    click.echo(f"  {sys.executable} -m pytest {paths['checks.py']}")
     click.echo(f'  itdesk.toml: [plugin_host] directories = ["{directory.resolve()}"]')
     click.echo(f"               [plugins.{name}]")
 

@@ -348,6 +348,25 @@ async def test_who_blocks_in_a_job_a_schedule_or_a_route_is_named_too(
     assert rig.value("itdesk_plugin_stalls_total", plugin="rude") == len(blocked)
 
 
+async def test_what_a_plugin_calls_secret_is_masked_in_its_lines(
+    rig: Rig, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """S-34: by its type, whatever the option is called."""
+    secret = "__import__('pydantic').SecretStr"
+    rig.drop(
+        "leaky",
+        """
+        @hookimpl
+        def itdesk_event(self):
+            import logging
+            logging.getLogger("plugin.leaky").warning(self.settings.hook.get_secret_value())
+        """,
+        settings=f"hook: {secret}",
+    )
+    await rig.load(leaky={"hook": "https://chat/hooks/abc123def"}).event(rig.desk, EVENT)
+    assert [line["event"] for line in lines()] == ["***"]
+
+
 # --- what is called, how, and in which order -----------------------------------------------------
 
 

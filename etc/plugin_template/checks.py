@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from itdesk.errors import DeskError
-from itdesk.testing import workbench
+from itdesk.workbench import workbench
 
 HERE = Path(__file__).parent
 CONFIG = """
