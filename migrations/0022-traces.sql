@@ -1,4 +1,4 @@
 -- Which trace a job belongs to: the W3C traceparent of the request that led to it.
--- depends: 0015-identities
+-- depends: 0017-backups
 
 ALTER TABLE jobs ADD COLUMN IF NOT EXISTS trace text;
