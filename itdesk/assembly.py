@@ -99,6 +99,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             settings.enabled_plugins(),
             directories=settings.plugin_host.directories,
             metrics=metrics,
+            safe_mode=settings.plugin_host.safe_mode,
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)

@@ -22,6 +22,7 @@ from itdesk.commands import (
     scan,
     storage,
 )
+from itdesk.commands import plugins as plugin_commands
 from itdesk.commands.context import Context, run
 from itdesk.desk.plugins import Plugins
 from itdesk.runtime.metrics import Metrics
@@ -77,6 +78,7 @@ def main(ctx: click.Context, config: Path | None, state_dir: Path | None) -> Non
 
 for module in (
     operation,
+    plugin_commands,
     diagnose,
     people,
     scan,

@@ -20,6 +20,7 @@ from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
 from itdesk.actors.settler import Settler
+from itdesk.actors.watch import Watch
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
 from itdesk.api.dispatch import build_app
@@ -217,6 +218,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     desk.db.listeners.append(publish)
     desk.db.job_listeners.append(worker.wake)
     desk.runtime = Health(desk, supervisor)
+    supervisor.add(Watch(desk.runtime))
     return supervisor
 
 

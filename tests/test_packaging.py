@@ -74,6 +74,9 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
         "itdesk_etc/itdesk.env.example",
         "itdesk_etc/common-passwords.txt",
         "itdesk_etc/clamd.conf",
+        "itdesk_etc/prometheus-rules.yml",
+        "itdesk_etc/grafana-dashboard.json",
+        "itdesk_etc/plugin_template/checks.py",
         *(name.replace("etc", "itdesk_etc", 1) for name in _tracked("etc", ".yar")),
         *(name.replace("etc", "itdesk_etc", 1) for name in _tracked("etc/mail", ".txt")),
     }

@@ -1,11 +1,15 @@
 """What the README says works when it is pasted."""
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
 
 from tests.support.daemon import Live, live_on, make_daemon, started
 from tests.support.postgres import Server
@@ -54,7 +58,7 @@ async def test_the_plugin_example_works_as_written(pg_server: Server, tmp_path: 
     (code,) = _blocks("Plugins", "python")
     (directory / "hello.py").write_text(code)
     (directory / "hello.py").chmod(0o644)
-    (settings,) = _blocks("Plugins", "toml")
+    settings, _ = _blocks("Plugins", "toml")
     config = tmp_path / "itdesk.toml"
     config.write_text(settings.replace("/etc/itdesk/plugins.d", str(directory)))
     async with started(pg_server, ITDESK_CONFIG=str(config)) as live:
@@ -141,3 +145,32 @@ def test_the_completion_line_completes(tmp_path: Path) -> None:
         env={"PATH": f"{bin_dir}:/usr/bin:/bin", "COMPLETIONS": str(tmp_path), "HOME": "/tmp"},
     )  # fmt: skip
     assert (done.stdout.strip(), done.returncode) == ("migrate", 0), done.stderr
+
+
+async def test_a_new_plugin_passes_its_own_test_as_written(pg_server: Server) -> None:
+    """The tutorial of the README: `plugins new`, then pytest; on a database of the tests."""
+    url = await pg_server.create()
+    try:
+        await asyncio.to_thread(_run_the_tutorial, ITDESK_WORKBENCH_DATABASE=url)
+    finally:
+        await pg_server.drop(url)
+
+
+@pytest.mark.slow
+async def test_a_new_plugin_brings_its_own_database_to_its_test() -> None:
+    """The same with nothing but the package: on the embedded database."""
+    await asyncio.to_thread(_run_the_tutorial)
+
+
+def _run_the_tutorial(**env: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="itdesk-tutorial-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        (lines,) = _blocks("Plugins", "sh")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", lines], cwd=folder, text=True, timeout=120,
+            env={**os.environ, "PATH": path, "ITDESK_STATE_DIR": folder, **env},
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "1 passed" in done.stdout

@@ -5,6 +5,7 @@ from collections import Counter
 
 from itdesk.desk.jobs import Jobs
 from itdesk.errors import DeskError
+from itdesk.runtime import trace
 from itdesk.runtime.actor import TICK, Actor
 from itdesk.runtime.log import get_logger
 from itdesk.store.jobs import Held
@@ -86,7 +87,8 @@ class Worker(Actor):
 
     async def _work(self, held: Held) -> None:
         try:
-            await self._jobs.run(held)
+            with trace.resumed(held.trace):
+                await self._jobs.run(held)
         finally:
             self._running[held.type] -= 1
             self._suspects -= self._jobs.is_suspect(held)

@@ -16,7 +16,7 @@ from multidict import istr
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Route, Who
 from itdesk.model import Caller
-from itdesk.runtime import log
+from itdesk.runtime import log, trace
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
@@ -53,7 +53,6 @@ _UNLESS_SET = tuple(
 )
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.+")
 
 
 @dataclass(slots=True)
@@ -97,14 +96,15 @@ class Exchanges:
         wanted = headers.get(_X_REQUEST_ID)
         sane = wanted is not None and _REQUEST_ID.fullmatch(wanted)
         request_id = wanted if sane and wanted else new_request_id()
-        parent = headers.get(_TRACE_PARENT)
-        trace = _TRACEPARENT.fullmatch(parent) if parent else None
-        exchange = Exchange(request_id, trace and trace[1], self._origins.peer(request))
+        parent = None
+        if _TRACE_PARENT in headers:
+            parent = trace.understood(headers.getall(_TRACE_PARENT))
+        trace_id = trace.id_of(parent) if parent else None
+        exchange = Exchange(request_id, trace_id, self._origins.peer(request))
         request[EXCHANGE] = exchange
-        if exchange.trace_id:
-            log.bind(request_id=request_id, trace_id=exchange.trace_id)
-        else:
-            log.bind(request_id=request_id)
+        log.bind(request_id=request_id)
+        if parent:
+            trace.begin(parent)
         return exchange
 
     def decorate(

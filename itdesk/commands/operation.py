@@ -15,6 +15,7 @@ from itdesk import assembly, daemon
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
 from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
+from itdesk.commands.plugins import foreign_models
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
 from itdesk.desk import doctor as doctors
@@ -28,12 +29,17 @@ from itdesk_plugins.clamav import ClamavSettings
 @click.option("--host", help="Address to listen on [server.host].")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one [server.port].")
 @click.option("--reload", is_flag=True, hidden=True)
+@click.option("--safe-mode", is_flag=True, help="Leave out all plugins but itdesk's own.")
 @click.pass_obj
-def serve(context: Context, host: str | None, port: int | None, reload: bool) -> None:
+def serve(
+    context: Context, host: str | None, port: int | None, reload: bool, safe_mode: bool
+) -> None:
     """Run the service desk until SIGTERM."""
     if reload:
         raise click.UsageError("--reload is not offered: restart itdesk, it takes a second.")
     flags = {"server.host": host, "server.port": port}
+    if safe_mode:
+        flags["plugin_host.safe_mode"] = True
     settings = context.settings(flags)
     log.set_level(settings.log.level)
     for warning in settings.warnings:
@@ -203,7 +209,8 @@ def routes(as_json: bool) -> None:
 
 def _shown(settings: Settings, *, as_json: bool) -> str:
     # Operators look here for where clamd is looked for, switched on or not.
-    return show(settings, json=as_json, plugin_models={"clamav": ClamavSettings})
+    models = {"clamav": ClamavSettings, **foreign_models(settings)}
+    return show(settings, json=as_json, plugin_models=models)
 
 
 COMMANDS: list[click.Command] = [serve, init, config, doctor, routes]

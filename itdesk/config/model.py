@@ -261,6 +261,7 @@ class Metrics(Section):
 
 class PluginHost(Section):
     directories: tuple[Path, ...] = ()
+    safe_mode: bool = False
 
 
 class HostKeys(Section):

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import pluggy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from itdesk import hookspecs
 from itdesk.desk.discovery import Found, Refused
@@ -21,11 +21,13 @@ from itdesk.hookspecs import (
     Storage,
     Tracker,
 )
-from itdesk.runtime.log import redacted
+from itdesk.runtime.log import redacted, register_secret
 
 API = 1
 HOOK_SECONDS = 5.0
 START_SECONDS = 30.0
+# A shorter one would be struck out of words that mean something else.
+SHORTEST_SECRET = 3
 
 
 class Late(Exception):
@@ -74,15 +76,6 @@ def refuse_unmarked(plugin: object) -> None:
             raise Refused(f"{attribute} is not marked with hookimpl")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one plugin said to one hook, or why there is no result."""
-
-    plugin: str
-    result: Any = None
-    failure: BaseException | None = None
-
-
 def checked_result(hook: str, result: Any) -> tuple[Any, BaseException | None]:
     """Return what a hook returned, lists as lists, or what is wrong with it."""
     try:
@@ -124,6 +117,13 @@ def _list(what: str, good: Callable[[Any], bool]) -> Callable[[Any], Any]:
 # Below the plugin's own path, and nothing that a proxy could read as a way out of it.
 _PATH = re.compile(r"(/(?!\.\.?(/|$))[^/]+)+")
 
+
+def _is_route(route: Any) -> bool:
+    """Return whether this can be served; the class itself belongs to a layer above."""
+    is_one = is_dataclass(route) and type(route).__name__ == "Route"
+    return is_one and callable(route.handler) and _PATH.fullmatch(route.path) is not None
+
+
 # Also a label of metrics.
 _JOB = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -147,9 +147,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_tracker": _a(Tracker),
     "itdesk_mailer": _a(Mailer),
     "itdesk_identity": _a(IdentityProvider),
-    "itdesk_routes": _list(
-        "routes with paths like /hello", lambda route: _PATH.fullmatch(route.path) is not None
-    ),
+    "itdesk_routes": _list("Routes with paths like /hello", _is_route),
     "itdesk_jobs": _named(JobType),
     "itdesk_schedule": _named(Schedule),
     "itdesk_reload": _nothing,
@@ -193,6 +191,16 @@ def validated(model: type[BaseModel], values: Mapping[str, Any], name: str) -> A
             known = error["type"] != "extra_forbidden"
             problems += problem_at(option, error["msg"] if known else "unknown option")
         raise config_error(problems) from None
+
+
+def hide(settings: BaseModel) -> None:
+    """Keep what the plugin's own settings call secret out of every log line."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            hide(value)
+        elif isinstance(value, SecretStr) and len(value.get_secret_value()) > SHORTEST_SECRET:
+            register_secret(value.get_secret_value())
 
 
 def problem_at(option: str, text: str) -> list[Mapping[str, str]]:

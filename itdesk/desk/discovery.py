@@ -36,6 +36,7 @@ class Found:
     version: str | None
     load: Callable[[], Any]
     trusted: bool = True
+    own: bool = False
 
 
 def discover(directories: Sequence[Path]) -> dict[str, list[Found]]:
@@ -62,7 +63,8 @@ def _installed() -> Iterator[Found]:
             log.warning("package cannot be searched for plugins", exc_info=exc)
             continue
         for point in points:
-            yield Found(point.name, origin, version, partial(_class_in, point))
+            own = distribution.name == "itdesk"
+            yield Found(point.name, origin, version, partial(_class_in, point), own=own)
 
 
 def _class_in(point: EntryPoint) -> Any:

@@ -34,6 +34,10 @@ class Health:
         self._desk = desk
         self._actors = actors
         self._stored: tuple[float, Check] | None = None
+        self._ready = desk.metrics.gauge("itdesk_ready", "1 while requests can be served.")
+        self._degraded = desk.metrics.gauge(
+            "itdesk_degraded", "1 while this part of /readyz is not ok.", ["part"]
+        )
 
     def alive(self) -> bool:
         """Return whether the loop and its critical actors make progress."""
@@ -52,6 +56,9 @@ class Health:
             "outbound": await self._outbound_check(),
         }
         statuses = {status for status, _ in checks.values()}
+        for name, (status, _) in checks.items():
+            self._degraded.labels(name).set(status != OK)
+        self._ready.set(UNAVAILABLE not in statuses)
         worst = next((s for s in (UNAVAILABLE, DEGRADED) if s in statuses), OK)
         return {
             "status": worst,

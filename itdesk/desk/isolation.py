@@ -9,8 +9,9 @@ for ever. A plain function that blocks cannot be stopped, only named in the log.
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from functools import wraps
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 from prometheus_client import Counter
@@ -22,6 +23,8 @@ STALL_SECONDS = 0.1
 # How long an awaitable may take to give up after it was cancelled, before it is abandoned.
 GRACE_SECONDS = 1.0
 
+A = TypeVar("A")
+R = TypeVar("R")
 Outcome = tuple[Any, BaseException | None]
 
 log = get_logger("plugin")
@@ -59,6 +62,21 @@ class Isolation:
         """Start a task that ends with an outcome, whatever happens in it."""
         steps = _stepwise(awaitable, lambda seconds: self._blame(name, hook, seconds))
         return asyncio.get_running_loop().create_task(_outcome(steps), name=f"{name}.{hook}")
+
+    def watched(
+        self, name: str, what: str, function: Callable[[A], Awaitable[R]]
+    ) -> Callable[[A], Awaitable[R]]:
+        """Return the same function, of which each step that holds the event loop is noticed."""
+
+        @wraps(function)
+        async def run(argument: A) -> R:
+            async def call() -> R:
+                return await function(argument)
+
+            result: R = await _stepwise(call(), lambda seconds: self._blame(name, what, seconds))
+            return result
+
+        return run
 
     async def give_up(self, name: str, hook: str, task: asyncio.Task[Any]) -> None:
         """Cancel a plugin's task unless it is done, and abandon it if it does not mind."""

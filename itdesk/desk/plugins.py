@@ -8,23 +8,24 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from itdesk import hookspecs
 from itdesk.config import plugin_options
 from itdesk.desk.contract import (
-    Answer,
     Late,
     Section,
     checked_class,
     checked_result,
     choice,
     config_error,
+    hide,
     problem_at,
     reason,
     refuse_unmarked,
@@ -32,18 +33,9 @@ from itdesk.desk.contract import (
 )
 from itdesk.desk.discovery import Found, Refused, discover
 from itdesk.desk.isolation import Isolation
+from itdesk.desk.plugin_records import Answer, PluginStatus, Record, kind
 from itdesk.desk.stays import Stay, ended
 from itdesk.errors import ConfigError, Unavailable
-from itdesk.hookspecs import (
-    Health,
-    IdentityProvider,
-    JobType,
-    Mailer,
-    ScanEngine,
-    Schedule,
-    Storage,
-    Tracker,
-)
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -60,40 +52,15 @@ PAUSE_DEADLINES = 12
 
 log = get_logger("plugin")
 
-State = Literal["loaded", "disabled", "broken"]
-
-
-@dataclass(frozen=True, slots=True)
-class PluginStatus:
-    """How one configured plugin is; a loaded one that has a reason fails at times."""
-
-    state: State
-    reason: str
-    required: bool
-    version: str | None
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is known of one configured plugin."""
-
-    section: Section
-    version: str | None = None
-    state: State = "loaded"
-    reason: str = ""
-    trouble: dict[str, str] = field(default_factory=dict)
-    is_auditor: bool = False
-    late: int = 0
-    paused_until: float = 0.0
-
 
 class Plugins:
     """The plugins that the configuration names, in its order."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, safe_mode: bool = False) -> None:
+        self._safe_mode = safe_mode
         self._manager = pluggy.PluginManager("itdesk")
         self._manager.add_hookspecs(hookspecs)
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._seconds = metrics.histogram(
             "itdesk_plugin_seconds",
             "Time that plugins take for a hook.",
@@ -104,6 +71,7 @@ class Plugins:
             "Times that a plugin blocked the event loop for over 100 ms.",
             ["plugin"],
         )
+        self._breaker = metrics.breaker_open
         self._isolation = Isolation(stalls)
 
     @classmethod
@@ -113,13 +81,16 @@ class Plugins:
         *,
         directories: Sequence[Path] = (),
         metrics: Metrics,
+        safe_mode: bool = False,
     ) -> "Plugins":
         """Import, check and build the plugins that have a section and are not switched off.
+
+        In safe mode only itdesk's own: no line of any other plugin runs.
 
         Raises ConfigError that lists every wrong option of every section, and Unavailable when a
         plugin is broken that its section calls required.
         """
-        self = cls(metrics)
+        self = cls(metrics, safe_mode=safe_mode)
         found = discover(directories)
         problems: list[Mapping[str, str]] = []
         built: dict[str, object] = {}
@@ -144,15 +115,17 @@ class Plugins:
 
     def status(self) -> dict[str, PluginStatus]:
         """Return how every plugin of the configuration is, by name."""
-        return {
-            name: PluginStatus(
-                record.state,
-                record.reason or "; ".join(record.trouble.values()),
-                record.section.required,
-                record.version,
-            )
-            for name, record in self._records.items()
-        }
+        return {name: record.status for name, record in self._records.items()}
+
+    def instance(self, name: str) -> Any:
+        """Return the plugin itself, or None when it is out: for tests of plugins."""
+        return self._manager.get_plugin(name)
+
+    def hooks(self, name: str) -> list[str]:
+        """Return the names of the hooks that a plugin has."""
+        plugin = self._manager.get_plugin(name)
+        callers = self._manager.get_hookcallers(plugin) if plugin is not None else None
+        return sorted(caller.name for caller in callers or ())
 
     @asynccontextmanager
     async def lifespan(self, desk: "Desk") -> AsyncIterator[None]:
@@ -179,37 +152,39 @@ class Plugins:
                     stay.leave.set()
                     self._isolation.abandon(stay.task)
 
-    async def storages(self, desk: "Desk") -> dict[str, Storage]:
+    async def storages(self, desk: "Desk") -> dict[str, hookspecs.Storage]:
         """Return the storages that plugins provide, by plugin."""
         return await self._start("itdesk_storage", desk=desk)
 
-    async def scan_engines(self, desk: "Desk") -> dict[str, ScanEngine]:
+    async def scan_engines(self, desk: "Desk") -> dict[str, hookspecs.ScanEngine]:
         """Return the virus scanners that plugins provide, by plugin."""
         return await self._start("itdesk_scan_engine", desk=desk)
 
-    async def trackers(self, desk: "Desk") -> dict[str, Tracker]:
+    async def trackers(self, desk: "Desk") -> dict[str, hookspecs.Tracker]:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", desk=desk)
 
-    async def mailers(self, desk: "Desk") -> dict[str, Mailer]:
+    async def mailers(self, desk: "Desk") -> dict[str, hookspecs.Mailer]:
         """Return what sends mail, by plugin."""
         return await self._start("itdesk_mailer", desk=desk)
 
-    async def identity_providers(self, desk: "Desk") -> dict[str, IdentityProvider]:
+    async def identity_providers(self, desk: "Desk") -> dict[str, hookspecs.IdentityProvider]:
         """Return who else knows people, by plugin; a provider is called as its plugin."""
         return await self._start("itdesk_identity", desk=desk)
 
     async def routes(self) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""
-        return await self._start("itdesk_routes")
+        return self._watched("handler", "path", await self._start("itdesk_routes"))
 
-    async def jobs(self, desk: "Desk") -> dict[str, list[JobType]]:
+    async def jobs(self, desk: "Desk") -> dict[str, list[hookspecs.JobType]]:
         """Return the kinds of durable work that plugins do, by plugin."""
-        return self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
+        found = self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
+        return self._watched("handle", "name", found)
 
-    async def schedules(self, desk: "Desk") -> dict[str, list[Schedule]]:
+    async def schedules(self, desk: "Desk") -> dict[str, list[hookspecs.Schedule]]:
         """Return what plugins do periodically, by plugin."""
-        return self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
+        found = self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
+        return self._watched("run", "name", found)
 
     async def metrics(self, metrics: Metrics) -> None:
         """Let the plugins create their metrics."""
@@ -238,16 +213,16 @@ class Plugins:
         ]
         return [answer.plugin for answer in await asyncio.gather(*asks) if answer.failure is None]
 
-    async def health(self) -> dict[str, Health]:
+    async def health(self) -> dict[str, hookspecs.Health]:
         """Return how every enabled plugin is: broken, failing, or what it says of itself."""
         said = {answer.plugin: answer.result for answer in await self._call("itdesk_health")}
-        health: dict[str, Health] = {}
+        health: dict[str, hookspecs.Health] = {}
         for name, status in self.status().items():
             own = said.get(name)
             if own is not None and not own.ok:
                 health[name] = own
             elif status.state != "disabled":
-                health[name] = Health(not status.reason, status.reason)
+                health[name] = hookspecs.Health(not status.reason, status.reason)
         return health
 
     async def validate_ticket(
@@ -284,15 +259,23 @@ class Plugins:
         options = {key: value for key, value in raw.items() if key not in reserved}
         section = validated(Section, reserved, name)
         if not section.enabled:
-            self._records[name] = _Record(section, None, "disabled", "switched off by its section")
+            self._records[name] = Record(section, None, "disabled", "switched off by its section")
             return None
         candidates = found.get(name, ())
+        if self._safe_mode:
+            candidates = [one for one in candidates if one.own]
+        if self._safe_mode and not candidates:
+            self._records[name] = Record(Section(), None, "left out", "left out by the safe mode")
+            log.warning("plugin left out by the safe mode", plugin=name)
+            return None
         if len(candidates) != 1:
             raise ConfigError(choice(candidates, found))
-        self._records[name] = _Record(section, candidates[0].version)
+        self._records[name] = Record(section, candidates[0].version)
         try:
             plugin_class = checked_class(candidates[0].load(), name)
-            plugin: object = plugin_class(validated(plugin_class.Settings, options, name))
+            settings = validated(plugin_class.Settings, options, name)
+            hide(settings)
+            plugin: object = plugin_class(settings)
         except ConfigError:
             raise
         except BaseException as exc:  # noqa: BLE001 - see the module
@@ -310,6 +293,9 @@ class Plugins:
                 if any(impl.hookwrapper or impl.wrapper for impl in own):
                     raise Refused(f"{caller.name}: hook wrappers are not supported")
                 self._records[name].is_auditor |= caller.name == "itdesk_validate_ticket"
+                if caller.name == "itdesk_event":
+                    paused = self._breaker.labels(f"plugin.{name}")
+                    paused.set_function(partial(getattr, self._records[name], "paused"))
         except BaseException as exc:  # noqa: BLE001 - see the module
             self._break(name, "register", exc)
 
@@ -348,7 +334,7 @@ class Plugins:
             failure: BaseException | None = None
             if not stay.entered.done():
                 failure = ended(stay.task) or Late(f"not entered in {seconds:g} s")
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
             if not stay.entered.done():
@@ -373,7 +359,7 @@ class Plugins:
             stay.leave.set()
             await asyncio.wait({stay.task}, timeout=seconds)
             failure = ended(stay.task) if stay.task.done() else Late(f"not left in {seconds:g} s")
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
         await self._isolation.give_up(stay.name, stay.hook, stay.task)
@@ -403,6 +389,15 @@ class Plugins:
         self._demand()
         return found
 
+    def _watched(self, function: str, label: str, found: dict[str, Any]) -> dict[str, Any]:
+        """Let what plugins are called by later be as accountable as their hooks."""
+
+        def watched(name: str, one: Any) -> Any:
+            own = self._isolation.watched(name, getattr(one, label), getattr(one, function))
+            return replace(one, **{function: own})
+
+        return {name: [watched(name, one) for one in ones] for name, ones in found.items()}
+
     async def _call(self, hook: str, **arguments: Any) -> list[Answer]:
         """Ask every plugin that has this hook, side by side; the answers are in plugin order."""
         asks = [self._ask(hook, impl, arguments) for impl in self._implementations(hook)]
@@ -412,7 +407,7 @@ class Plugins:
         name = impl.plugin_name
         record = self._records[name]
         started, outcome = perf_counter(), "cancelled"
-        if hook == "itdesk_event" and record.paused_until > started:
+        if hook == "itdesk_event" and record.paused:
             self._seconds.labels(name, hook, "skipped").observe(0.0)
             return Answer(name, failure=Late("paused"))
         try:
@@ -424,7 +419,7 @@ class Plugins:
                 result, failure = await self._isolation.bounded(name, hook, result, seconds)
             if failure is None:
                 result, failure = checked_result(hook, result)
-            outcome = _kind(failure)
+            outcome = kind(failure)
         finally:
             self._seconds.labels(name, hook, outcome).observe(perf_counter() - started)
         self._note(name, hook, failure)
@@ -447,9 +442,3 @@ class Plugins:
             pause = PAUSE_DEADLINES * record.section.hook_seconds
             record.paused_until = perf_counter() + pause
             log.error("plugin gets no events for a while", plugin=name, seconds=pause)
-
-
-def _kind(failure: BaseException | None) -> str:
-    if failure is None:
-        return "ok"
-    return "timeout" if isinstance(failure, Late) else "error"

@@ -74,6 +74,11 @@ class Scans:
         self._allowed_types = allowed_types
         self._clock = clock
         self._backlog = metrics.gauge("itdesk_scan_backlog", "Uploaded files that wait for a scan.")
+        self._oldest = metrics.gauge(
+            "itdesk_scan_oldest_seconds",
+            "How long the oldest of them that had no verdict yet has waited.",
+        )
+        metrics.breaker_open.labels("scanner").set_function(lambda: float(bool(engines.problems)))
         self._verdicts = metrics.counter(
             "itdesk_scan_verdicts_total", "Verdicts written, by what they say.", ["verdict"]
         )
@@ -114,9 +119,11 @@ class Scans:
             )
 
     async def count_backlog(self) -> None:
-        """Bring the backlog metric up to date."""
+        """Bring the metrics of what waits up to date."""
         async with self._db.connection() as conn:
-            self._backlog.set(await attachments.backlog(conn))
+            waiting, oldest_seconds = await attachments.backlog(conn)
+        self._backlog.set(waiting)
+        self._oldest.set(oldest_seconds)
 
     async def scan(self, held: Claim) -> Outcome:
         """Scan one claimed file and write what came of it, unless the claim is lost meanwhile."""

@@ -49,6 +49,9 @@ class Metrics:
             "itdesk_actor_mailbox_dropped_total", "Messages refused by a full mailbox.", ["actor"]
         )
         self.actor_up = self.gauge("itdesk_actor_up", "1 while the actor runs.", ["actor"])
+        self.breaker_open = self.gauge(
+            "itdesk_breaker_open", "1 while this part is left alone because it failed.", ["part"]
+        )
         self.loop_lag = self.histogram(
             "itdesk_loop_lag_seconds", "How late the event loop ran a timer."
         )

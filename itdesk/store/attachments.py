@@ -314,14 +314,20 @@ async def note_engine_down(conn: Any) -> None:
     await conn.execute(query)
 
 
-async def backlog(conn: Any) -> int:
-    """Return how many uploaded files wait for their verdict."""
+async def backlog(conn: Any) -> tuple[int, float]:
+    """Return how many uploaded files wait for their verdict, and the oldest for how many seconds.
+
+    Those that had a verdict before and wait for another one are among the number only.
+    """
     query = """
-        SELECT count(*) FROM attachments
+        SELECT count(*) AS count,
+               coalesce(extract(epoch FROM now() - min(uploaded_at)
+                                           FILTER (WHERE scanned_at IS NULL)), 0)::float8 AS seconds
+        FROM attachments
         WHERE scanned_status = 'PENDING' AND uploaded_at IS NOT NULL
     """
-    waiting: int = await conn.fetchval(query)
-    return waiting
+    row = await conn.fetchrow(query)
+    return row["count"], max(0.0, row["seconds"])
 
 
 async def uploader(conn: Any, attachment_id: UUID) -> Caller:

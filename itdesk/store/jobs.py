@@ -18,6 +18,7 @@ import orjson
 
 from itdesk.errors import Conflict, NotFound
 from itdesk.model import Event, new_id
+from itdesk.runtime import trace
 from itdesk.store import events as journal
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -47,6 +48,7 @@ class NewJob:
     event_id: UUID | None = None
     problem: str | None = None
     triggers: tuple[str, ...] = ()
+    trace: str | None = field(default_factory=trace.current)
     id: UUID = field(default_factory=new_id)
 
     @classmethod
@@ -66,6 +68,7 @@ class Held:
     epoch: int
     event_id: UUID | None
     taken_over: bool
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class QueuedJob:
 
 def _insert(first: int) -> str:
     """Return the statement that adds jobs, with parameters from that number on."""
-    p = [f"${first + place}" for place in range(9)]
+    p = [f"${first + place}" for place in range(10)]
     return f"""
         held AS MATERIALIZED (
             SELECT pg_advisory_xact_lock(key)
@@ -107,17 +110,18 @@ def _insert(first: int) -> str:
                   WHERE lane IS NOT NULL ORDER BY key) AS lanes
         )
         INSERT INTO jobs (id, type, args, lane, dedupe_key, run_at, event_id, state, last_error,
-                          finished_at)
+                          finished_at, trace)
         SELECT n.id, n.type, n.args::jsonb, n.lane, n.dedupe_key,
                now() + make_interval(secs => n.seconds), n.event_id,
                CASE WHEN n.problem IS NULL THEN 'waiting' ELSE 'failed' END, n.problem,
-               CASE WHEN n.problem IS NOT NULL THEN now() END
+               CASE WHEN n.problem IS NOT NULL THEN now() END, n.trace
         FROM (SELECT count(*) FROM held) AS locked,
              unnest({p[0]}::uuid[], {p[1]}::text[], {p[2]}::text[], {p[3]}::text[],
                     {p[4]}::text[], {p[5]}::float8[], {p[6]}::uuid[], {p[7]}::text[],
-                    {p[8]}::text[])
+                    {p[8]}::text[], {p[9]}::text[])
              WITH ORDINALITY
-             AS n (id, type, args, lane, dedupe_key, seconds, event_id, problem, triggers, place)
+             AS n (id, type, args, lane, dedupe_key, seconds, event_id, problem, triggers, trace,
+                   place)
         WHERE n.triggers IS NULL OR EXISTS (
             SELECT 1 FROM workflow_rules w
             WHERE w.active AND w.trigger = ANY (string_to_array(n.triggers, ',')))
@@ -127,7 +131,7 @@ def _insert(first: int) -> str:
 
 
 _ADD = f"WITH {_insert(1)}"
-# What ends the statement of a change that is one: its events and jobs are the parameters 1 to 20.
+# What ends the statement of a change that is one: its events and jobs are the parameters 1 to 21.
 RECORDED = f"written AS ({journal.INSERT}), {_insert(12)}"
 _RECORD = f"WITH {RECORDED}"
 
@@ -168,6 +172,7 @@ def _columns(new: Sequence[NewJob]) -> tuple[list[Any], ...]:
         [job.event_id for job in new],
         [job.problem for job in new],
         [",".join(job.triggers) or None for job in new],
+        [job.trace for job in new],
     )
 
 
@@ -213,7 +218,7 @@ async def claim(
             epoch = j.epoch + 1, attempts = j.attempts + 1
         FROM due WHERE j.id = due.id
         RETURNING j.id, j.type, j.args::text AS args, j.attempts, j.epoch, j.event_id,
-                  due.taken_over, j.position
+                  due.taken_over, j.trace, j.position
     """
     rows = await conn.fetch(
         query,
@@ -234,6 +239,7 @@ async def claim(
             row["epoch"],
             row["event_id"],
             row["taken_over"],
+            row["trace"],
         )
         for row in sorted(rows, key=lambda row: row["position"])
     ]
@@ -413,3 +419,9 @@ async def cancel(conn: Any, job_id: UUID, *, reason: str) -> QueuedJob:
         WHERE id = $1 AND state = 'waiting' RETURNING {_SHOWN}
     """  # noqa: S608 - a literal of this module
     return _shown(await conn.fetchrow(query, job_id, reason))
+
+
+async def hasten(conn: Any) -> int:
+    """Make every job due that waits for its time; return how many were not due yet."""
+    query = "UPDATE jobs SET run_at = now() WHERE state = 'waiting' AND run_at > now() RETURNING id"
+    return len(await conn.fetch(query))

@@ -135,17 +135,17 @@ async def named(conn: Any, refs: Sequence[str], *, scope: UUID | None) -> list[U
     return [row["id"] for row in rows]
 
 
-# The parameters 1 to 20 are those of RECORDED.
+# The parameters 1 to 21 are those of RECORDED.
 _OPEN = f"""
     WITH t AS (
         INSERT INTO tickets (id, number, key, project_id, title, description, priority, category,
                              department, tags, reporter_id, reporter_name, created_at, updated_at)
         OVERRIDING SYSTEM VALUE
-        VALUES ($21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $33)
+        VALUES ($22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $34)
         RETURNING id
     ), a AS (
         INSERT INTO ticket_assignees (ticket_id, user_id, position)
-        SELECT t.id, u.id, u.position FROM t, unnest($34::uuid[])
+        SELECT t.id, u.id, u.position FROM t, unnest($35::uuid[])
             WITH ORDINALITY AS u (id, position)
     ), {queue.RECORDED}
 """  # noqa: S608 - literals of the store

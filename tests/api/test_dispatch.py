@@ -386,9 +386,27 @@ async def test_trace_of_the_caller_is_in_every_line(server: Server) -> None:
     lines = [line for line in server.lines() if line.get("trace_id")]
     assert {line["event"] for line in lines} == {"request", "request crashed"}
     assert {line["trace_id"] for line in lines} == {trace}
-    for bad in (f"00-{'0' * 32}-b7ad6b7169203331-01", "x", f"ff-{trace}-b7ad6b7169203331-01"):
+    good = f"00-{trace}-b7ad6b7169203331-01"
+    for bad in (
+        "x", f"00-{'0' * 32}-b7ad6b7169203331-01", f"00-{trace}-{'0' * 16}-01", f"ff{good[2:]}",
+        f"{good}-more", f"{good}0", good.upper(), good[:-3], good[:-1], f" {good}x",
+    ):  # fmt: skip
         await server.ask("GET", "/ping", headers={"traceparent": bad})
+    twice = f"traceparent: {good}\r\ntraceparent: {good.replace('b7', 'c7')}\r\n"
+    await server.raw(f"GET /ping HTTP/1.1\r\nHost: x\r\n{twice}Connection: close\r\n\r\n".encode())
     assert [line for line in server.lines() if line.get("trace_id")] == lines
+
+
+async def test_a_trace_ends_with_its_request(server: Server) -> None:
+    """S2-58: the next request on the same connection is not part of it; a later version is read."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    first = f"traceparent: 01-{trace}-b7ad6b7169203331-01-more\r\n"
+    await server.raw(
+        f"GET /ping HTTP/1.1\r\nHost: x\r\n{first}\r\n"
+        "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
+    traces = [line.get("trace_id") for line in server.lines() if line["event"] == "request"]
+    assert traces[-2:] == [trace, None]
 
 
 # --- matching --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent, indent
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -272,6 +272,7 @@ async def test_a_reactor_that_is_always_late_is_left_out_for_a_while(rig: Rig) -
         await plugins.event(rig.desk, EVENT)
     assert rig.desk.told == ["asked"] * 3
     assert rig.count("slow", "itdesk_event", "skipped") == 2
+    assert rig.value("itdesk_breaker_open", part="plugin.slow") == 1  # O-12
     async with asyncio.timeout(5):
         while len(rig.desk.told) == 3:
             await plugins.event(rig.desk, EVENT)
@@ -296,6 +297,74 @@ async def test_who_blocks_the_event_loop_is_named(
     assert rig.value("itdesk_plugin_stalls_total", plugin="good") == 0
     blocked = [line for line in lines() if line["event"] == "plugin blocked the event loop"]
     assert [line["plugin"] for line in blocked] == ["rude"]
+
+
+async def test_who_blocks_in_a_job_a_schedule_or_a_route_is_named_too(
+    rig: Rig, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """O-05: whatever of a plugin runs on the loop; what it returns and raises is as ever."""
+    rig.drop(
+        "rude",
+        """
+        @hookimpl
+        def itdesk_jobs(self, desk):
+            from itdesk.hookspecs import JobType
+            return [JobType(name="rude.push", handle=self.block)]
+
+        @hookimpl
+        def itdesk_schedule(self, desk):
+            from itdesk.hookspecs import Schedule
+            return [Schedule(name="rude.often", seconds=60, run=self.block)]
+
+        @hookimpl
+        def itdesk_routes(self):
+            from itdesk.api.route import Route, Who
+            return [Route(id="X1", method="GET", path="/rude", handler=self.block,
+                          who=Who.PUBLIC, tag="x")]
+
+        async def block(self, given):
+            '''Blocks.'''
+            time.sleep(0.12)
+            await asyncio.sleep(0)
+            if given is None:
+                raise LookupError("nothing")
+            return given
+        """,
+    )
+    plugins = rig.load(rude={})
+    (job,), (schedule,), (route,) = (
+        (await plugins.jobs(rig.desk))["rude"],
+        (await plugins.schedules(rig.desk))["rude"],
+        (await plugins.routes())["rude"],
+    )
+    given: Any = object()
+    assert await cast(Any, job.handle(given)) is given
+    with pytest.raises(LookupError):
+        await schedule.run(cast(Any, None))
+    assert await cast(Any, route.handler(given)) is given and route.handler.__doc__ == "Blocks."
+    blocked = [line for line in lines() if line["event"] == "plugin blocked the event loop"]
+    # A busy machine may make others late as well.
+    assert {"rude.push", "rude.often", "/rude"} <= {line["hook"] for line in blocked}
+    assert rig.value("itdesk_plugin_stalls_total", plugin="rude") == len(blocked)
+
+
+async def test_what_a_plugin_calls_secret_is_masked_in_its_lines(
+    rig: Rig, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """S-34: by its type, whatever the option is called."""
+    secret = "__import__('pydantic').SecretStr"
+    rig.drop(
+        "leaky",
+        """
+        @hookimpl
+        def itdesk_event(self):
+            import logging
+            logging.getLogger("plugin.leaky").warning(self.settings.hook.get_secret_value())
+        """,
+        settings=f"hook: {secret}",
+    )
+    await rig.load(leaky={"hook": "https://chat/hooks/abc123def"}).event(rig.desk, EVENT)
+    assert [line["event"] for line in lines()] == ["***"]
 
 
 # --- what is called, how, and in which order -----------------------------------------------------
@@ -352,8 +421,9 @@ async def test_storages_and_engines_are_given_by_plugin(rig: Rig) -> None:
 ROUTE = """
 @hookimpl
 def itdesk_routes(self):
-    from types import SimpleNamespace
-    return [SimpleNamespace(path={path!r})]
+    from itdesk.api.route import Route, Who
+    async def handler(call): ...
+    return [Route(id="X1", method="GET", path={path!r}, handler=handler, who=Who.PUBLIC, tag="x")]
 """
 
 
@@ -410,11 +480,12 @@ async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
     rig.drop("good", ROUTE.format(path="/hello/{id}"))
     rig.drop("bad", ROUTE.format(path="hello"))
     rig.drop("ugly", ROUTE.format(path="/a/../../tickets"))
-    plugins = rig.load(good={}, bad={}, ugly={})
+    rig.drop("none", "@hookimpl\ndef itdesk_routes(self): return [type(self)]")
+    plugins = rig.load(good={}, bad={}, ugly={}, none={})
     routes = await plugins.routes()
     assert [*routes] == ["good"]
     assert routes["good"][0].path == "/hello/{id}"
-    assert plugins.status()["bad"].state == plugins.status()["ugly"].state == "broken"
+    assert {plugins.status()[name].state for name in ("bad", "ugly", "none")} == {"broken"}
 
 
 WORK = """

@@ -1,0 +1,157 @@
+"""Plugins from the shell: which there are and how they are, and a new one to begin with."""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from pydantic import BaseModel, SecretStr, create_model
+
+from itdesk.commands.context import Context
+from itdesk.config import Settings
+from itdesk.config.model import plugin_options
+from itdesk.desk.contract import choice
+from itdesk.desk.discovery import discover
+from itdesk.desk.plugins import Plugins
+from itdesk.errors import ConfigError, Unavailable
+from itdesk.runtime.metrics import Metrics
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One plugin, as `itdesk plugins list` shows it."""
+
+    name: str
+    version: str | None
+    source: str
+    state: str
+    reason: str
+    hooks: list[str]
+
+
+def foreign_models(settings: Settings) -> dict[str, type[BaseModel]]:
+    """Return the settings of other people's plugins that are on, which say what is secret.
+
+    Of a plugin that is not there or cannot be loaded nobody knows: there, everything is.
+    """
+    found = discover(settings.plugin_host.directories)
+    models: dict[str, type[BaseModel]] = {}
+    for name in settings.enabled_plugins():
+        candidates = found.get(name, [])
+        if any(one.own for one in candidates):
+            continue
+        options: dict[str, Any] = {
+            key: (SecretStr, ...) for key in plugin_options(settings.plugins[name])
+        }
+        models[name] = create_model(name, **options)
+        if len(candidates) == 1 and not settings.plugin_host.safe_mode:
+            try:
+                models[name] = candidates[0].load().Settings
+            except BaseException as exc:  # noqa: BLE001 - a stranger's code
+                why = f"{type(exc).__name__}: itdesk plugins list"
+                click.echo(f"warning: plugins.{name} cannot be loaded: {why}", err=True)
+    return models
+
+
+@click.group()
+def plugins() -> None:
+    """Look at plugins, begin a new one."""
+
+
+@plugins.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def list_plugins(context: Context, as_json: bool) -> None:
+    """Print each plugin: name, version, source, state, why it is out, and its hooks.
+
+    Each one that is on is loaded as at the start, but not entered: what fails while the daemon
+    runs is told by /readyz.
+    """
+    settings = context.settings()
+    rows = _rows(settings)
+    if as_json:
+        click.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2))
+        return
+    for row in rows:
+        version = row.version or "-"
+        click.echo(f"{row.name:<16} {version:<10} {row.state:<10} {row.source}")
+        if row.reason:
+            click.echo(f"{'':<16} -> {row.reason}")
+        if row.hooks:
+            click.echo(f"{'':<16} {', '.join(row.hooks)}")
+
+
+def _rows(settings: Settings) -> list[Row]:
+    found = discover(settings.plugin_host.directories)
+    sections = settings.enabled_plugins()
+    named = dict(settings.plugins)
+    rows = []
+    for name in sorted({*found, *named}):
+        candidates = found.get(name, [])
+        version = candidates[0].version if len(candidates) == 1 else None
+        source = " and ".join(one.origin for one in candidates) or "nowhere"
+        if name in sections:
+            rows.append(_examined(name, sections[name], version, source, settings))
+        else:
+            off = "switched off" if name in named else "no section"
+            reason = "" if len(candidates) == 1 else choice(candidates, found)
+            rows.append(Row(name, version, source, off, reason, []))
+    return rows
+
+
+def _examined(
+    name: str, section: Mapping[str, Any], version: str | None, source: str, settings: Settings
+) -> Row:
+    host = settings.plugin_host
+    # What is required may be broken here: it is told, as everything else is.
+    section = {**section, "required": False}
+    try:
+        loaded = Plugins.load(
+            {name: section},
+            directories=host.directories,
+            metrics=Metrics(),
+            safe_mode=host.safe_mode,
+        )
+    except (ConfigError, Unavailable) as exc:
+        reason = "; ".join(exc.message.splitlines())
+        return Row(name, version, source, "wrong", reason, [])
+    status = loaded.status()[name]
+    return Row(name, version, source, status.state, status.reason, loaded.hooks(name))
+
+
+@plugins.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
+def new(name: str, directory: Path) -> None:
+    """Write NAME.py, a plugin that works, and its test into DIRECTORY (here)."""
+    if not _NAME.fullmatch(name):
+        raise click.UsageError("NAME is small letters, digits and _, such as chat_notify.")
+    if discover(()).get(name):
+        raise click.UsageError(f"There is a plugin {name} already: itdesk plugins list.")
+    template = files("itdesk_etc") / "plugin_template"
+    paths = {"plugin.py": directory / f"{name}.py", "checks.py": directory / f"test_{name}.py"}
+    for path in paths.values():
+        if path.exists():
+            raise click.ClickException(f"{path} is there already and was left as it is.")
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for source, path in paths.items():
+            path.touch(0o644)
+            path.chmod(0o644)
+            path.write_text((template / source).read_text().replace("example", name))
+    except OSError as exc:
+        raise click.ClickException(f"{exc.filename} cannot be written: {exc.strerror}.") from exc
+    click.echo(f"wrote {paths['plugin.py']} and {paths['checks.py']}; next:")
+    click.echo(f"  {sys.executable} -m pytest {paths['checks.py']}")
+    click.echo(f'  itdesk.toml: [plugin_host] directories = ["{directory.resolve()}"]')
+    click.echo(f"               [plugins.{name}]")
+
+
+COMMANDS: list[click.Command] = [plugins]

@@ -1,0 +1,142 @@
+"""`itdesk plugins`, and the safe mode for the night when a plugin breaks the start."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from itdesk.cli import main
+from tests.support.daemon import Daemon, live_on, make_daemon, running
+from tests.support.postgres import Server
+
+GOOD = """
+from pydantic import BaseModel, SecretStr
+from itdesk.hookspecs import hookimpl
+
+class Settings(BaseModel):
+    hook: SecretStr = SecretStr("")
+    count: int = 1
+
+class Plugin:
+    name, itdesk_api, Settings = "NAME", 1, Settings
+
+    def __init__(self, settings): self.settings = settings
+
+    @hookimpl
+    def itdesk_event(self, event): ...
+
+    @hookimpl
+    def itdesk_health(self): ...
+"""
+DEADLY = "import os; os._exit(7)"
+
+
+@pytest.fixture
+def drop_ins(tmp_path: Path) -> Path:
+    directory = tmp_path / "plugins.d"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+def _drop(directory: Path, name: str, source: str = GOOD) -> None:
+    path = directory / f"{name}.py"
+    path.write_text(source.replace("NAME", name))
+    path.chmod(0o644)
+
+
+def _config(directory: Path, *sections: str) -> str:
+    path = directory.parent / "itdesk.toml"
+    head = f'plugin_host.directories = ["{directory}"]\n'
+    path.write_text(head + "\n".join(sections))
+    return str(path)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Daemon]:
+    """Commands only: nothing is started."""
+    yield Daemon({}, tmp_path)
+
+
+def test_the_list_says_how_each_plugin_is(shell: Daemon, drop_ins: Path) -> None:
+    """O-05: version, source, state, why it is out, and hooks; one that is broken hides no other."""
+    for name in ("good", "off", "idle", "wrong"):
+        _drop(drop_ins, name)
+    _drop(drop_ins, "broken", "import nowhere")
+    shell.env["ITDESK_CONFIG"] = _config(
+        drop_ins, "[plugins.good]", "[plugins.off]\nenabled = false", "[plugins.missing]",
+        "[plugins.broken]\nrequired = true", '[plugins.wrong]\ncount = "many"',
+    )  # fmt: skip
+    done = shell.run("plugins", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    rows: dict[str, Any] = {row["name"]: row for row in json.loads(done.stdout)}
+    states = {name: row["state"] for name, row in rows.items()}
+    assert {"smtp", "s3", "clamav", "yara"} <= set(states)
+    wanted = {
+        "good": "loaded", "off": "switched off", "idle": "no section", "broken": "broken",
+        "missing": "wrong", "wrong": "wrong",
+    }  # fmt: skip
+    assert wanted.items() <= states.items()
+    assert rows["good"]["hooks"] == ["itdesk_event", "itdesk_health"]
+    assert rows["good"]["source"] == f"the file {drop_ins}/good.py"
+    assert rows["filesystem"]["version"] and rows["filesystem"]["state"] == "loaded"
+    assert "No module named 'nowhere'" in rows["broken"]["reason"]
+    assert "plugins.wrong.count" in rows["wrong"]["reason"]
+    assert "no such plugin" in rows["missing"]["reason"]
+    shown = shell.run("plugins", "list").stdout
+    assert "-> load: ModuleNotFoundError" in shown and "itdesk_event, itdesk_health" in shown
+
+
+def test_what_a_stranger_calls_secret_is_not_shown(shell: Daemon, drop_ins: Path) -> None:
+    """S-34: an option whose name tells nothing, but whose type is SecretStr."""
+    _drop(drop_ins, "good")
+    shell.env["ITDESK_CONFIG"] = _config(drop_ins, "[plugins.good]\nhook = 'https://x/key-123'")
+    shown = shell.run("config", "show")
+    assert 'hook = "***"' in shown.stdout and "key-123" not in shown.stdout + shown.stderr
+    assert "count = 1" in shown.stdout
+    _drop(drop_ins, "good", "raise SystemExit(3)")
+    shown = shell.run("config", "show")
+    assert shown.returncode == 0 and "cannot be loaded: SystemExit" in shown.stderr
+    assert 'hook = "***"' in shown.stdout and "key-123" not in shown.stdout + shown.stderr
+
+
+def test_a_new_plugin_overwrites_nothing_and_has_a_good_name(tmp_path: Path) -> None:
+    def new(name: str) -> Result:
+        return CliRunner().invoke(main, ["plugins", "new", name, str(tmp_path)])
+
+    assert new("fresh").exit_code == 0
+    (tmp_path / "fresh.py").write_text("mine")
+    again = new("fresh")
+    assert again.exit_code == 1 and "is there already" in again.stderr
+    assert (tmp_path / "fresh.py").read_text() == "mine"
+    for bad in ("Fresh", "../x", "a-b", "smtp"):
+        assert new(bad).exit_code == 2
+    assert sorted(p.name for p in tmp_path.glob("*.py")) == ["fresh.py", "test_fresh.py"]
+
+
+async def test_the_safe_mode_starts_in_spite_of_a_plugin_that_does_not_let_it(
+    pg_server: Server, drop_ins: Path
+) -> None:
+    """O-05: not one line of it runs, not even of one that takes the name of a plugin of ours."""
+    _drop(drop_ins, "deadly", DEADLY)
+    _drop(drop_ins, "filesystem", DEADLY)
+    url = await pg_server.create()
+    daemon = make_daemon(url, ITDESK_CONFIG=_config(drop_ins, "[plugins.deadly]\nrequired = true"))
+    try:
+        daemon.start(ready=False)
+        assert await asyncio.to_thread(daemon.ended) != 0
+        daemon.options = ("--safe-mode",)
+        async with running(daemon) as live:
+            await live.admin.ticket()
+            answer = await live.nobody.call("GET", "/readyz")
+            check = answer.expect(200)["checks"]["plugins"]
+            assert check == {
+                "status": "degraded",
+                "reason": "deadly: left out by the safe mode",
+            }
+            assert (await live_on(daemon)).admin.token
+    finally:
+        await pg_server.drop(url)
