@@ -567,6 +567,8 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         "F5": {"code": "000000"},
         **dict.fromkeys(("F6", "F7"), {"password": "x", "code": "000000"}),
         "K2": {"name": "x"},
+        "V2": {"name": "x", "query": {}},
+        "V4": {"name": "y"},
         "N2": {"ticket_created": False},
         **dict.fromkeys(("R51", "R53"), RULE),
         "W2": {"rule": {key: RULE[key] for key in ("trigger", "actions")}},
