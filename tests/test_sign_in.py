@@ -547,6 +547,8 @@ SPOILERS = [openid.stalls, openid.trickles, openid.floods, openid.html, openid.b
 @pytest.mark.parametrize("spoiler", SPOILERS, ids=lambda spoiler: spoiler.__name__)
 async def test_a_provider_that_misbehaves_is_given_up_in_time(desk: Desk, spoiler: Any) -> None:
     """S-15: stalls, floods, HTML, redirects at each endpoint: an answer in time, and no login."""
+    async with Browser(desk.live.url) as browser:
+        landed(await browser.sign_in(desk.other, "oidc"))
     before = await desk.sessions()
 
     async def one(endpoint: str) -> None:

@@ -33,6 +33,11 @@ UPLOAD = r"POST /api/v1/(tickets/\{ticket\}/attachments(/presign)?|attachments/p
 
 REFUSALS = (
     Refusal(
+        "E_UNSUPPORTED_MEDIA_TYPE",
+        r"POST /api/v1/integrations/jira/upsert",
+        "what Jira and workflows send is read after its signature, and described by Atlassian",
+    ),
+    Refusal(
         "E_TICKET_INVALID_STATUS_TRANSITION",
         TICKET,
         "which way is open depends on where the ticket is",
