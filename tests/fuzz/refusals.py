@@ -33,6 +33,13 @@ UPLOAD = r"POST /api/v1/(tickets/\{ticket\}/attachments(/presign)?|attachments/p
 
 REFUSALS = (
     Refusal(
+        "E_VALIDATION_ERROR",
+        r"GET /api/v1/reports/.*",
+        "which projects there are, no schema says",
+        frozenset({"project"}),
+        "is no project.*",
+    ),
+    Refusal(
         "E_UNSUPPORTED_MEDIA_TYPE",
         r"POST /api/v1/integrations/jira/upsert",
         "what Jira and workflows send is read after its signature, and described by Atlassian",
