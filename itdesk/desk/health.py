@@ -57,10 +57,10 @@ class Health:
             "backup": self._backup_check,
             "outbound": self._outbound_check,
         }
+        # A database that hangs is waited for once, not once for each part.
         is_out = checks["database"][0] != OK
+        unknown = DEGRADED, "not known while the database is away"
         for name, check in kept_there.items():
-            # A database that hangs is waited for once, not once for each part.
-            unknown = DEGRADED, "not known while the database is away"
             checks[name] = unknown if is_out else await check()
         statuses = {status for status, _ in checks.values()}
         for name, (status, _) in checks.items():

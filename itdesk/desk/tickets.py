@@ -27,7 +27,6 @@ from itdesk.model import (
 )
 from itdesk.store import attachments, comments, events, listing, tickets
 from itdesk.store.db import Database, Transaction
-from itdesk.store.jobs import NewJob
 from itdesk.store.paging import Page, Window
 
 # What a user may change on a ticket of their own; everything else is for agents.
@@ -88,7 +87,7 @@ class Tickets:
         ticket = _opened(caller, new, project, people, await self._take_number(project))
         await self._audit(caller, None, ticket)
         opened = _event(caller, "ticket.created", ticket, data=_opening(ticket))
-        await self._db.at_once(partial(_write, ticket), opened)
+        await self._db.at_once(partial(tickets.create, ticket=ticket), opened)
         return ticket
 
     async def get(self, caller: Caller, ref: str) -> Ticket:
@@ -424,10 +423,6 @@ def _opened(
         created_at=taken.at,
         updated_at=taken.at,
     )
-
-
-async def _write(ticket: Ticket, conn: Any, events: Sequence[Event], jobs: Sequence[NewJob]) -> int:
-    return await tickets.create(conn, ticket, events, jobs)
 
 
 def _opening(ticket: Ticket) -> dict[str, Any]:

@@ -224,8 +224,8 @@ class Database:
         next number of a project: held until a disk has written, they would make it the pace.
         """
         if self._unsynced is None:
-            self._unsynced = Database(self.url, replace(self.limits, connections=1))
-            self._unsynced._settings = {"synchronous_commit": "off"}
+            limits = replace(self.limits, connections=1)
+            self._unsynced = Database(self.url, limits, settings={"synchronous_commit": "off"})
         async with self._unsynced._lent() as conn:
             yield conn
 

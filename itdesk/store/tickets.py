@@ -151,7 +151,9 @@ _OPEN = f"""
 """  # noqa: S608 - literals of the store
 
 
-async def create(conn: Any, ticket: Ticket, events: Sequence[Event], jobs: Sequence[NewJob]) -> int:
+async def create(
+    conn: Any, events: Sequence[Event], jobs: Sequence[NewJob], *, ticket: Ticket
+) -> int:
     """Write a new ticket with its events and jobs; return how many jobs.
 
     Raises Contention when its project or an assignee was deleted since one looked.
