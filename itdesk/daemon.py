@@ -1,6 +1,7 @@
 """The daemon: starts everything on top of the desk, in order, and stops it in reverse."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -124,6 +125,9 @@ async def _start(
     stack.push_async_callback(server.stop)
     # Last, because this password is told once: a start that fails must not have made it.
     first_admin = None if settings.production else await first_administrator(desk)
+    # What is there now stays: a full collection that looked through it all would hold up the loop.
+    gc.collect()
+    gc.freeze()
     return supervisor, server, Ready(server.url, first_admin), reloader
 
 
