@@ -95,11 +95,16 @@ class Tickets:
         async with self._db.connection() as conn:
             return await tickets.find(conn, ref, scope=caller.scope)
 
-    async def get_by_key(self, caller: Caller, key: str) -> Ticket:
-        """Return the ticket with this key, if the caller may see it."""
+    async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
+        """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
+        async with self._db.connection() as conn:
+            return await listing.one(conn, ref, scope=caller.scope)
+
+    async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
+        """Return the ticket with this key as JSON spells it, if the caller may see it."""
         if "-" not in key or key.count("-") > 1:
             raise NotFound.of("ticket")
-        return await self.get(caller, key)
+        return await self.show(caller, key)
 
     async def list(
         self,
