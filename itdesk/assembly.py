@@ -42,6 +42,8 @@ from itdesk.desk.sessions import Sessions
 from itdesk.desk.signups import Signups
 from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
+from itdesk.desk.switchboard import Switchboard
+from itdesk.desk.switches import Switches, storage_plugin, told
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
 from itdesk.desk.urlsigner import UrlSigner
@@ -95,11 +97,14 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         passwords = Passwords(settings.auth.bcrypt_cost, minimum=settings.auth.password_min_length)
         stack.callback(passwords.close)
+        switches = Switches(db, settings)
+        begun = await switches.read()
         plugins = Plugins.load(
             settings.enabled_plugins(),
             directories=settings.plugin_host.directories,
             metrics=metrics,
             safe_mode=settings.plugin_host.safe_mode,
+            off={name: told(one) for name, one in begun.items() if not one.enabled},
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
@@ -161,6 +166,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         providers = await plugins.identity_providers(desk)
         desk.identities = Identities(db, desk.accounts, sessions, providers, settings)
         await _open_work(desk)
+        desk.switchboard = Switchboard(desk, switches, begun)
         yield desk
 
 
@@ -239,7 +245,7 @@ async def _open_work(desk: Desk) -> None:
 
 
 async def _chosen_storage(desk: Desk) -> Storage:
-    wanted = {"local": "filesystem", "s3": "s3"}[desk.settings.storage.backend or "local"]
+    wanted = storage_plugin(desk.settings)
     storages = await desk.plugins.storages(desk)
     if wanted not in storages:
         health = (await desk.plugins.health()).get(wanted)

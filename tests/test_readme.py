@@ -165,7 +165,7 @@ async def test_a_new_plugin_brings_its_own_database_to_its_test() -> None:
 def _run_the_tutorial(**env: str) -> None:
     with tempfile.TemporaryDirectory(prefix="itdesk-tutorial-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        (lines,) = _blocks("Plugins", "sh")
+        lines, _switching = _blocks("Plugins", "sh")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", lines], cwd=folder, text=True, timeout=120,
