@@ -54,6 +54,7 @@ from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
+from itdesk.runtime.tracing import Tracing
 from itdesk.store.db import Database, Limits
 
 
@@ -86,7 +87,7 @@ async def open_database(settings: Settings, url: str) -> AsyncIterator[Database]
 @asynccontextmanager
 async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
     """Build the desk on a migrated database, with its plugins entered; no actor runs yet."""
-    clock, metrics = Clock(), Metrics()
+    clock, metrics, tracing = Clock(), Metrics(), Tracing()
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(open_database(settings, url))
         secret = settings.auth.jwt_secret
@@ -109,7 +110,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
         tokens = Tokens(keys, clock, file=key_file)
-        jobs = Jobs(db, settings.jobs, clock, metrics)
+        jobs = Jobs(db, settings.jobs, clock, metrics, tracing)
         mail = Mail(db, settings, metrics)
         proofs = Proofs(mail, settings, keys.derive("verification-codes"))
         factors = Factors(keys.derive("second-factors"), clock)
@@ -123,6 +124,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             settings=settings,
             clock=clock,
             metrics=metrics,
+            tracing=tracing,
             db=db,
             plugins=plugins,
             tokens=tokens,

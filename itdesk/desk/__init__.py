@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
+    from itdesk.runtime.tracing import Tracing
     from itdesk.store.db import Database
 
 
@@ -59,6 +60,7 @@ class Desk:
     settings: Settings
     clock: Clock
     metrics: Metrics
+    tracing: Tracing
     db: Database
     plugins: Plugins
     tokens: Tokens

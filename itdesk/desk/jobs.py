@@ -23,10 +23,12 @@ from itdesk.desk.job import Job, LostClaim
 from itdesk.errors import Conflict, DeskError, NotFound
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
 from itdesk.model import Caller, Event, Role
-from itdesk.runtime import failpoints
+from itdesk.model.spans import Value
+from itdesk.runtime import failpoints, trace
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger, redacted
 from itdesk.runtime.metrics import Metrics
+from itdesk.runtime.tracing import Tracing
 from itdesk.store import jobs
 from itdesk.store.db import Database
 from itdesk.store.jobs import Held, JobState, NewJob, QueuedJob, Room
@@ -73,6 +75,7 @@ class Jobs:
         settings: JobSettings,
         clock: Clock,
         metrics: Metrics,
+        tracing: Tracing | None = None,
         *,
         dice: Callable[[], float] = random.random,
     ) -> None:
@@ -80,6 +83,7 @@ class Jobs:
         self.settings = settings
         self._db = db
         self._clock = clock
+        self._tracing = tracing or Tracing()
         self._dice = dice
         self._types: dict[str, JobType] = {}
         self._by_event: dict[str, list[JobType]] = {}
@@ -170,6 +174,25 @@ class Jobs:
         While it is made the lease is renewed, but no longer than the attempt may take: a handler
         that cannot even be cut loses its job.
         """
+        if not self._tracing.on:
+            await self._run(held)
+            return
+        span, outcome = self._tracing.begin(held.trace), "cut"
+        try:
+            with trace.resumed(span.traceparent):
+                outcome = await self._run(held)
+        finally:
+            said: dict[str, Value] = {
+                "itdesk.job.type": held.type,
+                "itdesk.job.id": str(held.id),
+                "itdesk.job.attempt": held.attempts,
+                "itdesk.job.outcome": outcome,
+            }
+            failed = outcome in ("again", "failed")
+            self._tracing.end(span, f"job {held.type}", "consumer", said, failed=failed)
+
+    async def _run(self, held: Held) -> str:
+        """Make the attempt, and return what came of it in a word."""
         kind = self._types.get(held.type)
         if kind is None:  # withdrawn since it was claimed
             kind = JobType(name=held.type, handle=_withdrawn)
@@ -184,11 +207,14 @@ class Jobs:
         if lost:
             self._stale.inc()
             log.warning("job overtaken", job=held.id, type=held.type, epoch=held.epoch)
-        elif ending in (_DONE, _MARKED):
-            self._finished.labels(held.type, "done").inc()
-        elif isinstance(ending, _Never):
-            self._finished.labels(held.type, "failed").inc()
+            return "lost"
+        if isinstance(ending, _Again):
+            return "again"
+        outcome = "failed" if isinstance(ending, _Never) else "done"
+        self._finished.labels(held.type, outcome).inc()
+        if isinstance(ending, _Never):
             log.error("job failed", job=held.id, type=held.type, reason=ending.reason)
+        return outcome
 
     async def tidy(self) -> None:
         """Give up what was tried too often without an answer; bring the metrics up to date."""
