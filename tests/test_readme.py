@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from itdesk.workbench import Workbench
 from tests.support.daemon import Live, live_on, make_daemon, started
 from tests.support.postgres import Server
 
@@ -154,6 +155,14 @@ async def test_a_new_plugin_passes_its_own_test_as_written(pg_server: Server) ->
         await asyncio.to_thread(_run_the_tutorial, ITDESK_WORKBENCH_DATABASE=url)
     finally:
         await pg_server.drop(url)
+
+
+def test_the_test_kit_is_described_whole() -> None:
+    """Whatever a workbench has is in the README's table, and nothing else."""
+    (section,) = [part for part in re.split(r"^## ", README, flags=re.M) if part[:7] == "Plugins"]
+    told = set(re.findall(r"`bench\.(\w+)", section))
+    has = {name for name in (*dir(Workbench), "desk") if not name.startswith("_")}
+    assert told == has
 
 
 @pytest.mark.slow

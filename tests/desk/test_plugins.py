@@ -998,3 +998,31 @@ def test_each_hook_is_described_called_and_tested(hook: str) -> None:
 
 def test_pluggy_never_calls_a_hook_itself() -> None:
     assert "hook.itdesk_" not in inspect.getsource(plugins_module)
+
+
+# --- one that comes later ------------------------------------------------------------------------
+
+
+async def test_a_plugin_that_comes_later_stands_where_the_configuration_names_it(rig: Rig) -> None:
+    """And until it is let in, nobody but the start calls it."""
+    for name in "abc":
+        rig.drop(name, TELLS + STAYS)
+    plugins = rig.load(c={}, a={}, b={})
+    async with plugins.lifespan(rig.desk):
+        await plugins.stop("a", why="off")
+        assert plugins.status()["a"].state == "off"
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        assert await plugins.start(rig.desk, "a") is not None
+        assert rig.desk.told[2:] == ["a in"]
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        plugins.admit("a")
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "a", "b"]
+        rig.desk.told.clear()
+    # Left in the reverse order of entering: who came last may stand on who was there.
+    assert rig.desk.told == ["a out", "b out", "c out"]

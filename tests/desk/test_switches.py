@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +186,7 @@ class Here:
         return {name for name, is_there in there.items() if is_there}
 
 
+BAD: Any = SimpleNamespace(title="bad")
 ALL = {"job", "schedule", "provider", "tracker", "mailer", "route", "metric", "hooks"}
 
 
@@ -207,7 +209,7 @@ async def test_all_that_a_plugin_adds_goes_and_comes_without_a_restart(rig: Rig)
         health = (await desk.plugins.health())["busy"]
         assert not health.ok and health.reason == off.reason
         await here.bench.ticket(await here.bench.person())
-        assert await desk.plugins.validate_ticket(SYSTEM, None, Any) == []  # type: ignore[arg-type]
+        assert await desk.plugins.validate_ticket(SYSTEM, None, BAD) == []
         assert first.seen == [] and await here.waiting() == []
 
         rig.write(BUSY.replace('"first"', '"second"'))  # a drop-in is read again
@@ -410,11 +412,22 @@ async def test_what_was_cut_short_is_done_again(rig: Rig) -> None:
 
 
 async def test_the_safe_mode_has_the_last_word(rig: Rig) -> None:
+    """A required plugin as well: its jobs wait, its auditors refuse nothing, readiness says so."""
+    required = {"ITDESK_PLUGINS__BUSY__REQUIRED": "true"}
+    async with rig.desk(**required) as here:
+        await here.bench.ticket(await here.bench.person())
+        assert await here.desk.plugins.validate_ticket(SYSTEM, None, BAD) == ["Not that."]
+    async with rig.desk(**required, ITDESK_PLUGIN_HOST__SAFE_MODE="true") as here:
+        state = await here.turn(True)
+        assert (state.state, state.reason) == ("left out", "left out by the safe mode")
+        assert here.parts() == set() and not (await here.desk.plugins.health())["busy"].ok
+        assert await here.desk.plugins.validate_ticket(SYSTEM, None, BAD) == []
+        assert await here.work() == 0 and await here.waiting() == [("busy.push", "waiting", 0)]
+    async with rig.desk(**required) as here:
+        assert await here.work() == 2 and "busy.push" in here.plugin.done
     async with rig.desk(ITDESK_PLUGIN_HOST__SAFE_MODE="true") as here:
         for enabled in (False, True):
-            state = await here.turn(enabled)
-            assert (state.state, state.reason) == ("left out", "left out by the safe mode")
-        assert here.parts() == set()
+            assert (await here.turn(enabled)).state == "left out"
 
 
 async def test_a_storage_or_a_scanner_goes_and_comes_with_a_restart(rig: Rig) -> None:

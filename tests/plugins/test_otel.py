@@ -1,8 +1,10 @@
 """Traces for OpenTelemetry: its own trace ids, told to a real socket, never waited for."""
 
 import asyncio
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -314,6 +316,13 @@ async def test_what_waits_is_sent_when_the_desk_stops(collector: Collector) -> N
 
 
 def test_settings_are_checked_and_complete_an_address() -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    (example,) = re.findall(r"```toml\n(\[plugins\.otel\]\n.*?)```", readme, flags=re.S)
+    given = tomllib.loads(example)["plugins"]["otel"]
+    assert OtelSettings(**given).endpoint == "http://127.0.0.1:4318/v1/traces"
+    section = readme.partition("\n### Traces\n")[2].partition("\n## ")[0]
+    options = set(OtelSettings.model_fields) - {"endpoint"}
+    assert {name for name in options if f"`{name}`" not in section} == set()
     assert OtelSettings(endpoint="http://c:4318").endpoint == "http://c:4318/v1/traces"
     whole = OtelSettings(endpoint="https://c/x?key=hush")
     assert (whole.endpoint, whole.place) == ("https://c/x?key=hush", "c:443")
