@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
     from itdesk.desk.stats import Statistics
+    from itdesk.desk.switchboard import Switchboard
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.desk.verification import Verification
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
+    from itdesk.runtime.tracing import Tracing
     from itdesk.store.db import Database
 
 
@@ -58,6 +60,7 @@ class Desk:
     settings: Settings
     clock: Clock
     metrics: Metrics
+    tracing: Tracing
     db: Database
     plugins: Plugins
     tokens: Tokens
@@ -98,6 +101,7 @@ class Desk:
     automation: Automation = field(init=False)
     identities: Identities = field(init=False)
     runtime: Health = field(init=False)
+    switchboard: Switchboard = field(init=False)
     trackers: dict[str, Tracker] = field(default_factory=dict)
 
     async def readiness(self) -> dict[str, Any]:
