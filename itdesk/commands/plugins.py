@@ -12,7 +12,7 @@ import click
 import orjson
 from pydantic import BaseModel, SecretStr, create_model
 
-from itdesk.commands.context import Context
+from itdesk.commands.context import Context, examples
 from itdesk.config import Settings
 from itdesk.config.model import plugin_options
 from itdesk.desk.contract import choice
@@ -65,7 +65,7 @@ def plugins() -> None:
     """Look at plugins, begin a new one."""
 
 
-@plugins.command("list")
+@plugins.command("list", epilog=examples("itdesk plugins list"))
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def list_plugins(context: Context, as_json: bool) -> None:
@@ -126,7 +126,7 @@ def _examined(
     return Row(name, version, source, status.state, status.reason, loaded.hooks(name))
 
 
-@plugins.command()
+@plugins.command(epilog=examples("itdesk plugins new hello /etc/itdesk/plugins.d"))
 @click.argument("name")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
 def new(name: str, directory: Path) -> None:
