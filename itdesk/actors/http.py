@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from itdesk.actors.connection import IDLE_SECONDS, Connection
+from itdesk.actors.connection import IDLE_SECONDS, SWEEP_SECONDS, Connection
 from itdesk.api.dispatch import DISPATCHER
 from itdesk.errors import ConfigError
 from itdesk.runtime.clock import Clock, Timer
@@ -26,7 +26,6 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 BACKLOG = 1024
 LULL_SECONDS = 0.3
-SWEEP_SECONDS = 1.0
 HANDSHAKE_SECONDS = 15.0
 
 log = get_logger("http")
@@ -196,7 +195,7 @@ class HttpServer:
                 name = connection.peername
                 address = name[0] if isinstance(name, tuple) else name
                 log.info("client cut off", address=address, failed_to=failed_to)
-                connection.abort()
+                connection.cut_off()
 
 
 def _noting(answer: Answer) -> Answer:
