@@ -92,8 +92,9 @@ async def test_slow_clients_are_cut_off_and_nobody_else_notices(
               f" {_rss(live)} KiB after; {files} and {_open_files(live)} open files")  # fmt: skip
         for kind in WAYS:
             limit = HEADERS if kind in (silent, trickles_headers) else PROGRESS
-            # Connecting two thousand takes its time on both sides.
-            assert max(ends[kind.__name__]) <= limit + 2, kind.__name__
+            # Counted from the connect; to accept two thousand, and to send each of those who never
+            # read the first 256 KiB, takes its time.
+            assert max(ends[kind.__name__]) <= limit + 6, kind.__name__
         assert _p99(during) <= 2 * _p99(calm)
         assert _open_files(live) <= files + 8
         assert [x["event"] for x in live.daemon.lines() if x["level"] == "error"] == []

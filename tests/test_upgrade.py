@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -227,6 +228,8 @@ async def _side_by_side(before: Live, url: str) -> None:
                 await _reads_everything(after.admin)
             assert await asyncio.to_thread(new.stop) == 0
         finally:
+            if new.process is not None and new.process.poll() is None:
+                await asyncio.to_thread(new.stop, signal.SIGKILL)
             shutil.rmtree(new.state_dir, ignore_errors=True)
         await crew.until(lambda call: call.acknowledged, times=50, seconds=60)
     print(f"p99 before {_p99(calm):.3f} s, beside {_p99(crew.calls[len(calm):]):.3f} s,"

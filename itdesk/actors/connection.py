@@ -74,9 +74,15 @@ class Connection(web.RequestHandler):
             self.outbox.stop()
             self.outbox = None
 
+    def pause_writing(self) -> None:
+        """Wait for the client to take what is sent already."""
+        super().pause_writing()
+        self._stuck = self._loop.time()
+
     def resume_writing(self) -> None:
         """Send on, now that the client takes its bytes again."""
         super().resume_writing()
+        self._stuck = None
         if self.outbox is not None:
             self.outbox.resume()
 
@@ -129,14 +135,10 @@ class Connection(web.RequestHandler):
         if transport is None:
             return None
         if transport.is_closing():
-            self._closing = self._closing or now
+            self._closing = self._closing or self._stuck or now
             return "take its last answer" if now - self._closing > WINDOW_SECONDS else None
-        if self.writing_paused:
-            self._stuck = self._stuck or now
-            if now - self._stuck > WINDOW_SECONDS:
-                return "take its answer"
-        else:
-            self._stuck = None
+        if self._stuck is not None and now - self._stuck > WINDOW_SECONDS:
+            return "take its answer"
         if self._answering is None:
             late = self._since is not None and now - self._since > HEADER_SECONDS
             return "send its headers" if late else None

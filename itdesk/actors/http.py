@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 BACKLOG = 1024
+UNSENT_BYTES = 256 * 1024
 LULL_SECONDS = 0.3
 HANDSHAKE_SECONDS = 15.0
 
@@ -93,6 +94,10 @@ class HttpServer:
         handshake = HANDSHAKE_SECONDS if self._tls else None
         for sock in sockets:
             sock.setblocking(False)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                # Its connections inherit it. What a client does not read stays with us, who see
+                # it, and not in the kernel, whose memory for all connections it would use up.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             self._listening.append(
                 await loop.create_server(
                     self._connect,

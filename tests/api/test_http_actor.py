@@ -382,6 +382,19 @@ async def test_stop_does_not_wait_for_a_client_that_never_reads(server: Server) 
     sock.close()
 
 
+async def test_the_end_of_its_request_gives_a_client_that_never_reads_no_more_time(
+    server: Server,
+) -> None:
+    """P-01: its handler's deadline is about as long as its own."""
+    sock = await deaf_client(server)
+    (one,) = server.http.connections
+    assert one.transport is not None
+    one.transport.close()
+    assert await Watch(server).after(28) is None
+    assert await Watch(server).after(30) == "take its last answer"
+    sock.close()
+
+
 async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
     """P-01: within 30 s, the second between two looks included."""
     sock = await deaf_client(server)

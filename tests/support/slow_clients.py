@@ -10,7 +10,7 @@ from tests.support.daemon import Person
 
 PAUSE = 5.0
 # So many answers do not fit into what two kernels keep for a connection.
-_ANSWERS = 12
+_ANSWERS = 3
 
 Way = Callable[[socket.socket, Person], Awaitable[None]]
 
