@@ -13,7 +13,7 @@ from itdesk.model import SYSTEM, Caller, Comment, Event
 from itdesk.remote import RemoteIssue, Shadow
 from itdesk.store import backups, mirrors, pushes, tickets
 from itdesk.store.db import Database
-from itdesk.store.pushes import Agent
+from itdesk.store.pushes import Agent, Candidate
 
 from .merging import told_of
 
@@ -61,7 +61,7 @@ class Outbound:
     async def unsent_comments(
         self, ticket_id: UUID, limit: int, *, internal: bool = False
     ) -> list[Comment]:
-        """Return the last comments that were said here and not sent, the oldest first."""
+        """Return those of the last so many comments that were not sent, the oldest first."""
         async with self._db.connection() as conn:
             return await pushes.unsent_comments(conn, ticket_id, limit, internal=internal)
 
@@ -91,12 +91,17 @@ class Outbound:
             await pushes.tie_comment(tx.conn, comment_id, source, remote_id, updated_at)
             await pushes.note_unsent(tx.conn, ticket_id, [f"comment/{comment_id}"])
 
+    async def pass_over(self, remote_id: str) -> None:
+        """Let a comment over there never be one here: it only says what the ticket says itself."""
+        async with self._db.transaction() as tx:
+            await mirrors.bury(tx.conn, [f"comment/{remote_id}"])
+
     # --- issues of our own -----------------------------------------------------------------
 
-    async def local_tickets(self, limit: int | None) -> list[UUID]:
+    async def local_tickets(self) -> list[Candidate]:
         """Return the tickets of local projects, the oldest first."""
         async with self._db.connection() as conn:
-            return await pushes.local_tickets(conn, limit)
+            return await pushes.local_tickets(conn)
 
     async def opening(self, ticket_id: UUID) -> float | None:
         """Note that an issue may be opened for a ticket from now on.

@@ -64,6 +64,9 @@ class Telling:
             if ticket_id is None:
                 await mirrors.bury(self._conn, self._gone_comments())
                 return Mirrored(issue.key, None)
+        elif (await pushes.shadow(self._conn, ticket_id)).creating:
+            # Whoever opens it for the ticket has not said all of it there yet.
+            return Mirrored(issue.key, ticket_id)
         else:
             updated = await self._update(ticket_id, people)
         if issue.id is not None:
@@ -161,9 +164,6 @@ class Telling:
         issue = self._issue
         before = await self._read(ticket_id, lock=True)
         shadow = await pushes.shadow(self._conn, ticket_id)
-        if shadow.creating:
-            # Whoever opens it here has not said all of it there yet.
-            return False
         given = _assignees(people, issue.fields.get("assignee"))
         self._drift = merging.drift(before, issue.fields, shadow, given)
         known = before.external.updated_at if before.external else None

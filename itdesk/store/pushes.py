@@ -31,6 +31,15 @@ class Agent:
     load: int
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A local ticket, the issue that it stands for, and whether one is being opened for it."""
+
+    id: UUID
+    issue: str | None
+    creating: bool
+
+
 async def shadow(conn: Any, ticket_id: UUID) -> Shadow:
     """Return what is known of the remote side of a ticket."""
     query = """
@@ -116,14 +125,14 @@ async def comment(conn: Any, comment_id: UUID) -> tuple[Comment, str | None] | N
 async def unsent_comments(
     conn: Any, ticket_id: UUID, limit: int, *, internal: bool
 ) -> list[Comment]:
-    """Return the last comments of a ticket that were said here and not sent, the oldest first."""
+    """Return those of a ticket's last comments that were not sent, the oldest first."""
     query = """
-        SELECT * FROM (
-            SELECT id, ticket_id, user_id, author_name, body, internal, created_at, updated_at
-            FROM ticket_comments
-            WHERE ticket_id = $1 AND external_source IS NULL AND (NOT internal OR $3)
+        SELECT id, ticket_id, user_id, author_name, body, internal, created_at, updated_at
+        FROM (
+            SELECT * FROM ticket_comments WHERE ticket_id = $1 AND (NOT internal OR $3)
             ORDER BY created_at DESC, id DESC LIMIT $2
-        ) AS last ORDER BY created_at, id
+        ) AS last
+        WHERE external_source IS NULL ORDER BY created_at, id
     """
     return [Comment(*row.values()) for row in await conn.fetch(query, ticket_id, limit, internal)]
 
@@ -206,13 +215,15 @@ async def link(
     return await conn.fetchval(query, ticket_id, source, key, updated_at) is not None
 
 
-async def local_tickets(conn: Any, limit: int | None) -> list[UUID]:
+async def local_tickets(conn: Any) -> list[Candidate]:
     """Return the tickets of local projects, the oldest first."""
     query = """
-        SELECT t.id FROM tickets t JOIN projects p ON p.id = t.project_id
-        WHERE p.source = 'local' ORDER BY t.created_at, t.id LIMIT $1
+        SELECT t.id, t.external_id, coalesce(j.creating_since IS NOT NULL, false)
+        FROM tickets t JOIN projects p ON p.id = t.project_id
+             LEFT JOIN jira_pushes j ON j.ticket_id = t.id
+        WHERE p.source = 'local' ORDER BY t.created_at, t.id
     """
-    return [row["id"] for row in await conn.fetch(query, limit)]
+    return [Candidate(*row.values()) for row in await conn.fetch(query)]
 
 
 # --- people --------------------------------------------------------------------------------

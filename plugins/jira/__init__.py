@@ -180,9 +180,23 @@ class Plugin:
         """Return what was said in Jira that fits a query."""
         return await self._knowledge.find(caller, query) if self._knowledge is not None else []
 
+    # --- for its commands ------------------------------------------------------------------
+
+    @property
+    def settings(self) -> JiraSettings:
+        """Return its section."""
+        return self._settings
+
+    @property
+    def client(self) -> Client:
+        """Return what talks to Jira."""
+        if self._client is None:
+            raise Unavailable("The mirror of Jira is just starting.")
+        return self._client
+
     @property
     def pusher(self) -> Pusher:
-        """Return what sends changes, for the commands of this plugin."""
+        """Return what sends changes."""
         if self._pusher is None:
             raise Unavailable("The mirror of Jira is just starting.")
         return self._pusher

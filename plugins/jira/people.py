@@ -30,8 +30,8 @@ class People:
             return named(await self.find(agent), cloud=await self._client.dialect() == "cloud")
         return {"accountId": agent.account}
 
-    async def find(self, agent: "Agent") -> Mapping[str, Any] | None:
-        """Look for somebody's account in Jira, and note it when it is surely theirs."""
+    async def find(self, agent: "Agent", *, note: bool = True) -> Mapping[str, Any] | None:
+        """Look for somebody's account in Jira; `note` it when it is surely theirs."""
         try:
             found = match(agent, await self._client.people(agent.email))
             if found is None:
@@ -39,7 +39,7 @@ class People:
         except (Missing, Refused):
             return None
         person = person_of(found)
-        if found is not None and person is not None and person.account is not None:
+        if note and person is not None and person.account is not None:
             await self._outbound.tie_account(agent.id, person.account, person.email)
         return found
 

@@ -160,7 +160,8 @@ class Pusher:
         if len(ours) < len(names):
             self._count.labels("conflict").inc()
         payload = await self.payload(ticket, [n for n in ours if n != "status"], fields)
-        way = await self._way(ticket, theirs) if "status" in ours else None
+        moves = "status" in ours and theirs.get("status") is not ticket.status
+        way = await self._way(ticket, key) if moves else None
         if not payload and way is None:
             self._count.labels("unchanged").inc()
             return
@@ -231,20 +232,31 @@ class Pusher:
         person = await self._people.of(ticket.assignee_ids[0])
         return {"assignee": person} if person is not None else {}
 
-    async def _way(self, ticket: Ticket, theirs: Mapping[str, Any]) -> str | None:
-        """Return the transition to the ticket's status; None when there is none or no need."""
-        assert ticket.external is not None
-        if theirs.get("status") is ticket.status:
-            return None
-        found = wording.way_to(ticket.status, await self._client.transitions(ticket.external.id))
+    async def _way(self, ticket: Ticket, key: str) -> str | None:
+        """Return the transition to the ticket's status, or None and say so."""
+        found = wording.way_to(ticket.status, await self._client.transitions(key))
         if found is None:
             self._count.labels("refused").inc()
-            log.warning(
-                "no transition leads to the status",
-                ticket=ticket.key, issue=ticket.external.id, status=ticket.status,
-            )  # fmt: skip
-            return None
-        return found[0]
+            log.warning("no transition leads to the status", ticket=ticket.key, issue=key,
+                        status=ticket.status)  # fmt: skip
+        return found
+
+    async def move(self, ticket: Ticket, key: str) -> None:
+        """Let an issue go to its ticket's status, if there is a way and it is not there yet."""
+        raw = await self._client.issue(key, fields="status")
+        theirs = mapping.fields_of(raw.get("fields") or {})
+        if theirs.get("status") is ticket.status:
+            return
+        if (way := await self._way(ticket, key)) is not None:
+            await self._transit(key, ticket, way)
+
+    async def replace(self, ticket: Ticket, key: str, fields: Mapping[str, Any]) -> None:
+        """Set fields of an issue to what they are here, whatever they are there."""
+        marks = {name: mark_of(name, v) for name, v in mapping.fields_of(fields).items()}
+        await self._outbound.sending(ticket.id, marks, meant=list(marks))
+        await self.edit(key, ticket, fields)
+        told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+        await self._desk.mirror.tell(told)
 
     async def _write(
         self, key: str, ticket: Ticket, payload: Mapping[str, Any], way: str | None
@@ -292,43 +304,54 @@ class Pusher:
             await self.say(ticket, ticket.external.id, found[0])
         self._count.labels("sent").inc()
 
-    async def say(self, ticket: Ticket, key: str, comment: Comment) -> None:
-        """Say a comment in Jira, once, whatever became of an earlier attempt."""
-        name = f"comment/{comment.id}"
-        cloud = await self._client.dialect() == "cloud"
+    async def say(self, ticket: Ticket, key: str, comment: Comment, *, look: bool = False) -> None:
+        """Say a comment in Jira, once; `look` for it there first, in any case."""
         text = wording.worded(comment.author_name, comment.body)
-        made: Mapping[str, Any] | None = None
-        if name in (await self._outbound.shadow(ticket.id)).sent:
-            made = await self._said_before(key, comment, text)
-        if made is None:
-            await self._outbound.sending(ticket.id, {name: fingerprint(text)})
-            properties: list[dict[str, Any]] = [
-                {"key": wording.PROPERTY, "value": {"comment": str(comment.id)}}
-            ]
-            if comment.internal:
-                properties.append({"key": "sd.public.comment", "value": {"internal": True}})
-            sent = {"body": wording.body(text, cloud=cloud), "properties": properties}
-            made = await self._client.comment(key, sent)
-        number = made.get("id")
-        if not isinstance(number, str | int):
-            raise Unavailable("Something else than Jira answers at plugins.jira.base_url.")
+        made = await self.say_once(
+            ticket, key, f"comment/{comment.id}", text, internal=comment.internal, look=look
+        )
         await self._outbound.tie_comment(
             ticket.id,
             comment.id,
             source=mapping.SOURCE,
             key=key,
-            remote_id=str(number),
+            remote_id=str(made["id"]),
             updated_at=mapping.time_of(made.get("updated")),
         )
 
-    async def _said_before(self, key: str, comment: Comment, text: str) -> Mapping[str, Any] | None:
+    async def say_once(
+        self,
+        ticket: Ticket,
+        key: str,
+        name: str,
+        text: str,
+        *,
+        internal: bool = False,
+        look: bool = False,
+    ) -> Mapping[str, Any]:
+        """Return what was said under this name: now, or at an attempt nobody saw the end of."""
+        made: Mapping[str, Any] | None = None
+        if look or name in (await self._outbound.shadow(ticket.id)).sent:
+            made = await self._said_before(key, name, text)
+        if made is None:
+            await self._outbound.sending(ticket.id, {name: fingerprint(text)})
+            properties: list[dict[str, Any]] = [{"key": wording.PROPERTY, "value": {"is": name}}]
+            if internal:
+                properties.append({"key": "sd.public.comment", "value": {"internal": True}})
+            cloud = await self._client.dialect() == "cloud"
+            sent = {"body": wording.body(text, cloud=cloud), "properties": properties}
+            made = await self._client.comment(key, sent)
+        if not isinstance(made.get("id"), str | int):
+            raise Unavailable("Something else than Jira answers at plugins.jira.base_url.")
+        return made
+
+    async def _said_before(self, key: str, name: str, text: str) -> Mapping[str, Any] | None:
         """Return the comment of an attempt whose end nobody saw."""
         mark = fingerprint(text)
         for one in await self._client.comments(key, properties=True):
             read = mapping.comment_of(one)
-            if _own_id(one) == str(comment.id):
-                return one
-            if read is not None and fingerprint(read.body) == mark:
+            own = _own_name(one)
+            if own == name or (own is None and read and fingerprint(read.body) == mark):
                 return one
         return None
 
@@ -342,12 +365,12 @@ def _told(event: Event) -> dict[str, Any]:
     }
 
 
-def _own_id(comment: Mapping[str, Any]) -> str | None:
+def _own_name(comment: Mapping[str, Any]) -> str | None:
     listed = comment.get("properties")
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, Mapping) and one.get("key") == wording.PROPERTY:
             value = one.get("value")
-            return str(value.get("comment")) if isinstance(value, Mapping) else None
+            return str(value.get("is")) if isinstance(value, Mapping) else None
     return None
 
 

@@ -78,8 +78,8 @@ def label(text: str) -> str:
     return "_".join(text.split())[:LONGEST_LABEL]
 
 
-def way_to(status: Status, ways: Iterable[Mapping[str, Any]]) -> tuple[str, Any] | None:
-    """Return the transition that leads to what our status is there, and its target's name.
+def way_to(status: Status, ways: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the transition that leads to what our status is there.
 
     One by the name of the target goes before one by its category.
     """
@@ -87,7 +87,7 @@ def way_to(status: Status, ways: Iterable[Mapping[str, Any]]) -> tuple[str, Any]
     leading.sort(key=lambda way: mapping.status_of(_name(way)) is not status)
     for way in leading:
         if isinstance(way.get("id"), str | int):
-            return str(way["id"]), way.get("to")
+            return str(way["id"])
     return None
 
 

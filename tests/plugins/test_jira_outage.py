@@ -45,7 +45,7 @@ async def test_the_desk_works_through_an_outage_and_catches_up_by_itself(
     database_url: str, how: int | str
 ) -> None:
     """R-21: whatever the outage looks like; it costs no attempts, and nothing is said twice."""
-    async with scene_on(database_url, **SHORT) as scene:
+    async with scene_on(database_url, "cloud", **SHORT) as scene:
         issue, ticket = await scene.mirrored()
         other, second = await scene.mirrored("Printer")
         person = await scene.bench.person(Role.AGENT)
@@ -138,7 +138,9 @@ async def test_what_is_wrong_with_one_issue_alone_is_given_up_in_the_end(
     database_url: str,
 ) -> None:
     """An error of the server that never goes away for one change: attempts are counted then."""
-    async with scene_on(database_url, **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="3") as scene:
+    async with scene_on(
+        database_url, "cloud", **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="3"
+    ) as scene:
         issue, ticket = await scene.mirrored()
         other, second = await scene.mirrored("Printer")
         scene.jira.trouble(500, method="PUT", path=f"/issue/{issue.key}$")

@@ -93,7 +93,7 @@ async def test_a_public_comment_is_said_once_and_an_internal_one_stays_here(
 async def test_internal_comments_go_as_internal_ones_when_asked(database_url: str) -> None:
     """Off by default; then with sd.public.comment internal."""
     env = {"ITDESK_PLUGINS__JIRA__PUSH__INTERNAL_COMMENTS": "true"}
-    async with scene_on(database_url, **env) as scene:
+    async with scene_on(database_url, "cloud", **env) as scene:
         issue, ticket = await scene.mirrored()
         person = await scene.bench.person(Role.AGENT)
         await scene.bench.desk.tickets.comment(person, ticket.key, "a fool", internal=True)
