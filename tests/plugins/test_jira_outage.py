@@ -23,6 +23,9 @@ SHORT = {
 }
 
 
+SLOW = ("html", "drop", "stall")
+
+
 async def settled(scene: Scene, *, seconds: float = 20.0) -> None:
     """Do what there is to do, again and again, until nothing waits."""
     async with asyncio.timeout(seconds):
@@ -40,7 +43,9 @@ async def asked(scene: Scene, times: int) -> None:
             await scene.work()
 
 
-@pytest.mark.parametrize("how", [500, "html", "drop", "stall", 401])
+@pytest.mark.parametrize(
+    "how", [500, 401, *(pytest.param(how, marks=pytest.mark.slow) for how in SLOW)]
+)
 async def test_the_desk_works_through_an_outage_and_catches_up_by_itself(
     database_url: str, how: int | str
 ) -> None:

@@ -41,7 +41,7 @@ async def test_everything_is_mirrored_page_by_page_and_the_second_walk_changes_n
         assert all('project = "ITSM" AND updated >= "' in jql for jql in scene.searches())
         ticket = await scene.ticket("ITSM-3")
         assert (ticket.title, ticket.priority, ticket.tags) == ("Problem 2", "high", ["vpn"])
-        assert ticket.external.id == "ITSM-3" and ticket.project == "ITSM"
+        assert ticket.external and ticket.external.id == "ITSM-3" and ticket.project == "ITSM"
         assert await scene.said("ITSM-3") == ["about 2"]
         assert await scene.mark() == jira.issues["ITSM-5"].updated
         before = len(scene.searches())
@@ -283,6 +283,7 @@ async def test_a_pushed_ticket_keeps_its_own_key_title_and_reporter(database_url
         after = await scene.ticket(ours.key)
         assert (after.id, after.title, after.priority) == (ours.id, ours.title, "high")
         assert (after.reporter_id, after.reporter_name) == (person.user_id, person.name)
+        assert after.external is not None
         assert (after.project, after.external.id) == (ours.project, issue.key)
 
 
