@@ -40,6 +40,9 @@ def _desk(pg_server: Server, jira: FakeJira, **env: str) -> Iterator[Live]:
         "JIRA_EMAIL": jira.email,
         "JIRA_API_TOKEN": jira.token,
         "ITDESK_SCANNER__ENABLED": "false",
+        # What comes in is looked at here; what goes out, in tests/test_jira_desk.py.
+        "ITDESK_PLUGINS__JIRA__PUSH__ENABLED": "false",
+        "ITDESK_PLUGINS__JIRA__BREAKER_SECONDS": "0.05",
     }
     daemon = make_daemon(url, **{**connection, **env})
     daemon.start()
