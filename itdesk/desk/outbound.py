@@ -4,13 +4,15 @@ Written before and after each request, so that whoever is killed in between find
 became of it instead of doing it twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
 
 from itdesk.errors import Conflict
 from itdesk.model import SYSTEM, Caller, Comment, Event
 from itdesk.remote import RemoteIssue, Shadow
+from itdesk.runtime import failpoints
 from itdesk.store import backups, mirrors, pushes, tickets
 from itdesk.store.db import Database
 from itdesk.store.pushes import Agent, Candidate
@@ -122,12 +124,22 @@ class Outbound:
         async with self._db.transaction() as tx:
             await pushes.end_creating(tx.conn, ticket_id)
 
+    @staticmethod
+    @asynccontextmanager
+    async def request() -> AsyncIterator[None]:
+        """Surround the one request that opens an issue, as `Job.sending` does those of jobs."""
+        failpoints.hit("before_send")
+        yield
+        failpoints.hit("after_send")
+
     async def opened(self, ticket_id: UUID, issue: RemoteIssue, *, done: bool) -> None:
         """Let a ticket stand for an issue; once it is `done`, changes over there are taken over.
 
         What the issue holds then counts as sent: it is made from the ticket.
         """
         async with self._db.transaction() as tx:
+            if done:
+                failpoints.hit("before_mark")
             await mirrors.lock(tx.conn, f"{issue.source}:{issue.key}")
             at = issue.updated_at if done else None
             if not await pushes.link(tx.conn, ticket_id, issue.source, issue.key, at):

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from itdesk.model import Comment, Role
 from itdesk.remote import Shadow
-from itdesk.store.tickets import OWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +264,10 @@ async def tie_account(conn: Any, user_id: UUID, account: str, email: str | None)
 
 async def visible(conn: Any, source: str, keys: Sequence[str], user_id: UUID) -> set[str]:
     """Return which of these issues somebody may see, because their ticket is their own."""
-    query = f"""
+    query = """
         SELECT t.external_id FROM tickets t
-        WHERE t.external_source = $1 AND t.external_id = ANY ($2::text[]) AND {OWN.format(n="$3")}
-    """  # noqa: S608 - a literal of this package
+        WHERE t.external_source = $1 AND t.external_id = ANY ($2::text[])
+          AND (t.reporter_id = $3 OR EXISTS (
+              SELECT 1 FROM ticket_assignees a WHERE a.ticket_id = t.id AND a.user_id = $3))
+    """
     return {row["external_id"] for row in await conn.fetch(query, source, list(keys), user_id)}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from itdesk.errors import DeskError
 from itdesk.model import SYSTEM, Status, Ticket
 from itdesk.remote import RemoteIssue, fingerprint
-from itdesk.runtime import failpoints
 from itdesk.runtime.log import get_logger
 
 from . import mapping, wording
@@ -128,9 +127,9 @@ class Importer:
     async def _open(self, step: Step) -> str:
         """Open the issue and return its key."""
         ticket = step.ticket
-        failpoints.hit("before_send")
         try:
-            made = await self._sent(step)
+            async with self._outbound.request():
+                made = await self._sent(step)
         except Unavailable as exc:
             if not exc.sent:
                 await self._outbound.not_opened(ticket.id)
@@ -143,7 +142,6 @@ class Importer:
         except (Refused, Missing, RateLimited, Unauthorized):
             await self._outbound.not_opened(ticket.id)
             raise
-        failpoints.hit("after_send")
         return await self._link(ticket, made)
 
     async def _sent(self, step: Step) -> Mapping[str, Any]:
@@ -267,7 +265,6 @@ class Importer:
         if ticket.status is not Status.OPEN:
             await self._pusher.move(ticket, key)
         raw = await self._client.issue(key, fields=mapping.FIELDS)
-        failpoints.hit("before_mark")
         await self._outbound.opened(ticket.id, mapping.issue_of(raw), done=True)
         return said
 

@@ -35,8 +35,7 @@ class Import:
 
     async def plan(self, **how: Any) -> list[Step]:
         """Return what would be done."""
-        steps, _ = await self._planner(Options(project="ITSM", **how)).steps()
-        return steps
+        return (await self._planner(Options(project="ITSM", **how)).steps())[0]
 
     async def run(self, **how: Any) -> Summary:
         """Do it."""

@@ -26,7 +26,7 @@ class Everybody:
 async def knowing(jira: FakeJira, **kb: Any) -> AsyncIterator[tuple[Knowledge, Stepped]]:
     """Lend what is known of a Jira, by a clock that stands still."""
     async with connected(jira, dialect="cloud", project_key="ITSM", kb=kb) as (client, clock, _):
-        found = Knowledge(client, Everybody(), clock)  # type: ignore[arg-type]
+        found = Knowledge(client, Everybody(), clock)
         async with found.opened():
             yield found, clock
 

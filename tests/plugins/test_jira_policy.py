@@ -1,5 +1,7 @@
 """Whose word counts when both sides changed a field: by project and field, as X29 unless said."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -133,10 +135,11 @@ def test_a_projects_own_line_goes_before_the_others() -> None:
     assert settings.word("ITSM", "tags") == "last_writer"
     assert settings.word("HR", "tags") == "itdesk"
     assert JiraSettings().word("ITSM", "title") == "jira"
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"policies": {"itsm": {}}},
         {"policy": {"title": "mine"}},
         {"policy": {"x": "y"}},
-    ):
+    ]
+    for wrong in wrongs:
         with pytest.raises(ValidationError):
             JiraSettings.model_validate(wrong)
