@@ -96,10 +96,3 @@ async def test_the_shell_plans_and_imports(desk: Live, jira: FakeJira) -> None:
     await jira.deliver(desk.url + UPSERT, jira.take(), secret=SECRET)
     assert await sql(desk, "SELECT count(*) FROM tickets") == count
     assert jira.token not in done.stdout + done.stderr
-
-
-async def test_without_jira_the_import_says_what_to_set(live: Live) -> None:
-    """C10: 1 when it is not configured; `live` is a desk without Jira."""
-    for command in ("import", "reconcile"):
-        done = await asyncio.to_thread(live.daemon.run, "jira", command)
-        assert done.returncode == 1 and "JIRA_BASE_URL" in done.stderr, done

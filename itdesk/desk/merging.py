@@ -4,6 +4,7 @@ What comes back of our own sending is an echo and no news. Everything else follo
 the field.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,8 @@ from itdesk.model import Ticket
 from itdesk.remote import SHARED, Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.store.pushes import Unfinished
 
+# How the issues of tickets that are ours begin.
+OWN_KEY: Final = re.compile(r"\[([A-Z][A-Z0-9]{1,9}-[0-9]{1,18})\]", re.ASCII)
 # Without a plugin that says otherwise: the remote side is right, and nothing is sent there.
 PASSIVE: Final = Rules(
     winner=lambda project, name: Winner.REMOTE,
@@ -74,10 +77,14 @@ def theirs(told: Mapping[str, str], shadow: Shadow) -> list[str]:
 
 
 def own_title(ticket: Ticket, title: str) -> str:
-    """Return a title without the key that a ticket of our own is named by over there."""
+    """Return a title without the key that a ticket of our own is named by over there.
+
+    It may be an earlier one: a ticket gets another key when it is moved to another project.
+    """
     if ticket.external is None or ticket.key == ticket.external.id:
         return title
-    return title.removeprefix(f"[{ticket.key}]").strip() or ticket.title
+    named = OWN_KEY.match(title)
+    return (title[named.end() :] if named else title).strip() or ticket.title
 
 
 def drift(

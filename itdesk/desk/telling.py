@@ -4,7 +4,6 @@ What was deleted over there stays deleted, fields follow only newer tellings, an
 gets its own version of the ticket and its own event.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -25,8 +24,6 @@ from itdesk.store import mirrors, projects, pushes, tickets
 from itdesk.store.db import Transaction
 
 _PLAIN: Final = ("title", "description", "status", "priority", "tags")
-# How the issues of tickets that are ours begin.
-_OWN_KEY: Final = re.compile(r"\[([A-Z][A-Z0-9]{1,9}-[0-9]{1,18})\]", re.ASCII)
 MOST_UNSENT: Final = 100
 
 People = Mapping[RemotePerson, mirrors.LocalPerson]
@@ -90,7 +87,7 @@ class Telling:
     async def _just_opened(self) -> UUID | None:
         """Return the ticket of ours that this issue is being opened for; it stands for it now."""
         issue = self._issue
-        named = _OWN_KEY.match(str(issue.fields.get("title", "")))
+        named = merging.OWN_KEY.match(str(issue.fields.get("title", "")))
         if issue.origin is None and named is None:
             return None
         key = named[1] if named is not None else None

@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from itdesk.errors import Conflict
 from itdesk.remote import Reconciled
 
 from .importer import Importer, Summary
@@ -89,10 +88,6 @@ def import_(
                 _not_configured("JIRA_BASE_URL, JIRA_EMAIL, JIRA_API_TOKEN and JIRA_PROJECT_KEY")
             if not re.fullmatch(PROJECT_KEY, project):
                 raise click.BadParameter("must be a key such as ITSM", param_hint="--project-key")
-            if apply and await desk.mirror.outbound.paused():
-                raise Conflict(
-                    "This desk was restored and tells nobody anything yet: run `itdesk resume`."
-                )
             options = Options(
                 project=project, limit=limit, apply=apply, update_existing=update_existing,
                 issue_type=issue_type, max_comments=max_comments, sleep_ms=sleep_ms,

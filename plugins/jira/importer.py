@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from itdesk.errors import DeskError
+from itdesk.errors import Conflict, DeskError
 from itdesk.model import SYSTEM, Status, Ticket
 from itdesk.remote import RemoteIssue, fingerprint
 from itdesk.runtime.log import get_logger
@@ -61,8 +61,13 @@ class Importer:
     ) -> None:
         """Do all steps; `tell` hears of each, and what went wrong with it.
 
-        A refused account ends it: every further request could get the account locked.
+        A refused account ends it: every further request could get the account locked. So does a
+        desk that was restored and not resumed.
         """
+        if await self._outbound.paused():
+            raise Conflict(
+                "This desk was restored and tells nobody anything yet: run `itdesk resume` first."
+            )
         for step in steps:
             problem = ""
             try:

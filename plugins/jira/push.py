@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PUSH: Final = "jira.push"
 _FIELDS: Final = {
     "title": "title",
+    # It is part of the summary.
+    "key": "title",
     "description": "description",
     "status": "status",
     "priority": "priority",
@@ -360,7 +362,7 @@ def _told(event: Event) -> dict[str, Any]:
     changed = [change.field for change in event.changes]
     return {
         "ticket_id": str(event.ticket_id),
-        "fields": [name for field, name in _FIELDS.items() if field in changed],
+        "fields": list(dict.fromkeys(_FIELDS[name] for name in changed if name in _FIELDS)),
         "comment_id": event.data.get("comment_id"),
     }
 

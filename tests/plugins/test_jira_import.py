@@ -35,7 +35,8 @@ class Import:
 
     async def plan(self, **how: Any) -> list[Step]:
         """Return what would be done."""
-        return (await self._planner(Options(project="ITSM", **how)).steps())[0]
+        steps, _ = await self._planner(Options(project="ITSM", **how)).steps()
+        return list(steps)
 
     async def run(self, **how: Any) -> Summary:
         """Do it."""
@@ -244,7 +245,7 @@ async def test_a_service_desk_gets_requests_of_its_own_types(database_url: str) 
         assert await scene.bench.sql("SELECT count(*) FROM tickets") == 1
 
 
-@pytest.mark.parametrize("desk", ["", "7"])
+@pytest.mark.parametrize("desk", ["", pytest.param("7", marks=pytest.mark.slow)])
 async def test_a_lost_answer_opens_no_second_issue(database_url: str, desk: str) -> None:
     """R-21, X32: it is looked for, and its webhook is recognised before it is found."""
     async with importing(database_url, JIRA_SERVICE_DESK_ID=desk) as (scene, job):
@@ -305,6 +306,7 @@ async def test_issues_that_say_whose_they_are_are_never_opened_twice(database_ur
         assert linked == 5
 
 
+@pytest.mark.slow
 async def test_fields_that_jira_does_not_take_are_left_out(database_url: str) -> None:
     """A refused request opened nothing: once more without what was complained about."""
     async with importing(database_url) as (scene, job):
@@ -317,6 +319,7 @@ async def test_fields_that_jira_does_not_take_are_left_out(database_url: str) ->
         assert len(scene.jira.issues) == 1
 
 
+@pytest.mark.slow
 async def test_a_limit_in_the_middle_is_waited_for_and_nothing_is_done_twice(
     database_url: str,
 ) -> None:
@@ -342,3 +345,16 @@ async def test_an_issue_type_that_is_not_there_is_named_with_those_that_are(
             await job.run(issue_type="Epic")
         assert (await job.run(issue_type="bug")).created == 1
         assert only(scene.jira).type == "Bug"
+
+
+async def test_a_restored_desk_imports_nothing_before_it_is_resumed(database_url: str) -> None:
+    """DESIGN 8."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        await scene.bench.sql(
+            "INSERT INTO outbound_pause (backup_id, backup_at) VALUES ($1, now()) RETURNING 1",
+            ticket.id,
+        )
+        with pytest.raises(Conflict, match="itdesk resume"):
+            await job.run()
+        assert len(await job.plan()) == 1 and scene.writes() == []

@@ -91,6 +91,7 @@ async def test_the_last_writer_wins_where_it_is_said_so(database_url: str) -> No
         assert issue.summary == "Later there"
 
 
+@pytest.mark.slow
 async def test_an_edit_that_was_not_sent_stays_where_jira_did_not_touch_it(
     database_url: str,
 ) -> None:

@@ -11,7 +11,7 @@ from tests.support.jira import Dialect
 from tests.support.jira_scene import Scene, scene_on
 
 
-@pytest.fixture(params=["cloud", "datacenter"])
+@pytest.fixture(params=["cloud", pytest.param("datacenter", marks=pytest.mark.slow)])
 def dialect(request: pytest.FixtureRequest) -> Iterator[Dialect]:
     """Each dialect in turn."""
     yield request.param
@@ -36,11 +36,12 @@ async def quiet(scene: Scene, key: str) -> None:
     assert {state for state, _ in await scene.jobs()} <= {"done"}
 
 
+@pytest.mark.parametrize("spoken", ["cloud", "datacenter"])
 async def test_fields_and_status_arrive_and_their_echo_changes_nothing(
-    database_url: str, dialect: Dialect
+    database_url: str, spoken: Dialect
 ) -> None:
     """S4-48: title, text, status, priority, tags and assignee; 0 ping-pong, also by R67."""
-    async with scene_on(database_url, dialect) as scene:
+    async with scene_on(database_url, spoken) as scene:
         jane = await agent(scene, "Jane Smith", "jane@example.org")
         there = scene.jira.user("Jane Smith", "jane@example.org")
         scene.jira.user("Jane Smithers", "jane.s@example.org")
@@ -213,3 +214,61 @@ async def test_a_deleted_issue_or_ticket_ends_the_push_quietly(database_url: str
         await scene.work()
         assert [state for state, _ in await scene.jobs()] == ["done", "done"]
         assert other.summary == "Printer"
+
+
+async def test_a_second_comment_that_jira_told_back_otherwise_goes_away(database_url: str) -> None:
+    """Its text was not known again; the property says whose it is."""
+    async with scene_on(database_url) as scene:
+        issue, ticket = await scene.mirrored()
+        person = await scene.bench.person(Role.AGENT)
+        scene.jira.trouble("lost", method="POST", path="/comment", times=1)
+        await scene.bench.desk.tickets.comment(person, ticket.key, "once")
+        await scene.work()
+        (said,) = issue.comments
+        said.text, said.adf = "once, in other words", None
+        scene.jira.take()
+        await scene.hear([scene.jira.event("comment_created", issue, comment=said)])
+        assert sorted(await scene.said(issue.key)) == ["once", "once, in other words"]
+        await scene.hurry()
+        await scene.work()
+        assert len(issue.comments) == 1 and await scene.said(issue.key) == ["once"]
+
+
+async def test_a_restored_desk_tells_jira_nothing_before_it_is_resumed(database_url: str) -> None:
+    """DESIGN 8: every kind of work of this plugin is outbound."""
+    async with scene_on(database_url) as scene:
+        desk = scene.bench.desk
+        issue, ticket = await scene.mirrored()
+        await scene.bench.sql(
+            "INSERT INTO outbound_pause (backup_id, backup_at) VALUES ($1, now()) RETURNING 1",
+            ticket.id,
+        )
+        await scene.edit(ticket, title="Later")
+        await scene.work()
+        assert scene.writes() == [] and await scene.jobs() == [("waiting", None)]
+        for kinds in (await desk.plugins.jobs(desk), await desk.plugins.schedules(desk)):
+            assert [kind.outbound for kind in kinds["jira"]] == [True]
+        await scene.bench.sql("DELETE FROM outbound_pause")
+        await scene.work()
+        assert issue.summary == "Later"
+
+
+async def test_a_pushed_ticket_that_is_moved_keeps_its_title(database_url: str) -> None:
+    """X32: its key is part of the summary, also of one that was said with an earlier key."""
+    async with scene_on(database_url) as scene:
+        desk = scene.bench.desk
+        admin = await scene.bench.person(Role.ADMIN)
+        ours = await scene.bench.ticket(admin)
+        issue = scene.jira.issue(f"[{ours.key}] {ours.title}")
+        await scene.bench.sql(
+            "UPDATE tickets SET external_source = 'jira', external_id = $2 WHERE id = $1",
+            ours.id, issue.key,
+        )  # fmt: skip
+        await desk.projects.create(admin, "HR", "People")
+        moved = await desk.tickets.update(admin, str(ours.id), {"project": "HR"})
+        scene.jira.change(issue, priority="High")
+        await scene.hear()
+        assert (await scene.ticket(moved.key)).title == ours.title
+        await scene.work()
+        assert issue.summary == f"[{moved.key}] {ours.title}"
+        await quiet(scene, moved.key)
