@@ -170,15 +170,13 @@ async def test_an_import_that_is_killed_at_each_point_opens_each_issue_once(
         _once(jira, 2)
 
 
-@pytest.mark.parametrize("points", [("after_send",), pytest.param(POINTS, marks=pytest.mark.slow)])
-async def test_a_push_that_is_killed_at_each_point_happens_once(
-    database_url: str, points: tuple[str, ...]
-) -> None:
+@pytest.mark.slow
+async def test_a_push_that_is_killed_at_each_point_happens_once(database_url: str) -> None:
     """R-03: SIGKILL at every failpoint; 0 duplicate comments."""
     with jira_beside() as jira:
         await _changes(database_url, jira)
         with crew_on(database_url, jira) as crew:
-            for point in points:
+            for point in POINTS:
                 assert crew.work("push", point) == signal.SIGKILL
             assert crew.work("push") == 0
         _once(jira, 1)
