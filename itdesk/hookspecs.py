@@ -26,7 +26,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from uuid import UUID
@@ -34,6 +33,8 @@ from uuid import UUID
 import pluggy
 
 from itdesk.model import Caller, Event, Role, ScanReason, Ticket
+from itdesk.model import Passage as Passage
+from itdesk.model.words import SignInProblem as SignInProblem
 from itdesk.remote import Tracker as Tracker
 
 if TYPE_CHECKING:
@@ -195,22 +196,6 @@ class Mailer(Protocol):
 
     async def check(self) -> str:
         """Do all but send a mail and return what was found; a DeskError says what to mend."""
-
-
-class SignInProblem(StrEnum):
-    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
-
-    NOT_CONFIGURED = "oauth_not_configured"
-    DENIED = "oauth_denied"
-    STATE = "oauth_state_invalid"
-    ANSWER = "oauth_response_invalid"
-    CODE = "oauth_code_invalid"
-    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
-    EMAIL = "oauth_email_not_verified"
-    DOMAIN = "oauth_domain_not_allowed"
-    REFUSED = "oauth_sign_in_refused"
-    UNAVAILABLE = "oauth_unavailable"
-    SECOND_FACTOR = "oauth_second_factor_required"
 
 
 class SignInRefused(Exception):
@@ -442,6 +427,12 @@ def itdesk_validate_ticket(
 @hookspec
 def itdesk_event(desk: "Desk", event: Event) -> None:
     """React to a committed change (a reactor: told once at most, after the commit)."""
+
+
+@hookspec
+def itdesk_knowledge(desk: "Desk", caller: Caller, query: str) -> Sequence[Passage] | None:
+    """Return what fits a query, best first and only what this caller may see: quickly, as whoever
+    asks waits for it."""
 
 
 @hookspec

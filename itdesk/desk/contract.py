@@ -16,6 +16,7 @@ from itdesk.hookspecs import (
     IdentityProvider,
     JobType,
     Mailer,
+    Passage,
     ScanEngine,
     Schedule,
     Storage,
@@ -155,6 +156,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_metrics": _nothing,
     "itdesk_validate_ticket": _list("sentences", lambda text: isinstance(text, str)),
     "itdesk_event": _nothing,
+    "itdesk_knowledge": _list("Passages", lambda one: isinstance(one, Passage)),
     "itdesk_cli": _list("click commands", lambda command: isinstance(command.name, str)),
 }
 

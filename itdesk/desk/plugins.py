@@ -297,6 +297,12 @@ class Plugins:
         """Tell all reactors of a committed change."""
         await self._call("itdesk_event", desk=desk, event=event)
 
+    async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
+        """Return what plugins know about a query and the caller may see, best first."""
+        answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
+        found = [passage for answer in answers for passage in answer.result or ()]
+        return sorted(found, key=lambda passage: -passage.score)
+
     # --- calling ---------------------------------------------------------------------------
 
     async def _start(self, hook: str, only: str | None = None, **arguments: Any) -> dict[str, Any]:
