@@ -164,6 +164,10 @@ class Plugins:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", desk=desk)
 
+    async def models(self, desk: "Desk") -> dict[str, hookspecs.LanguageModel]:
+        """Return the language models that plugins provide, by plugin."""
+        return await self._start("itdesk_model", desk=desk)
+
     async def mailers(self, desk: "Desk") -> dict[str, hookspecs.Mailer]:
         """Return what sends mail, by plugin."""
         return await self._start("itdesk_mailer", desk=desk)
