@@ -25,7 +25,6 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -35,6 +34,8 @@ from itdesk.language import LanguageModel as LanguageModel
 from itdesk.mailing import Mailer as Mailer
 from itdesk.mailing import Outgoing as Outgoing
 from itdesk.model import Caller, Event, Role, ScanReason, Ticket
+from itdesk.model import Passage as Passage
+from itdesk.model.words import SignInProblem as SignInProblem
 from itdesk.remote import Tracker as Tracker
 
 if TYPE_CHECKING:
@@ -162,22 +163,6 @@ class ScanEngine(Protocol):
         Asked about once a minute. Raises `itdesk.errors.Unavailable` when the engine cannot be
         reached.
         """
-
-
-class SignInProblem(StrEnum):
-    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
-
-    NOT_CONFIGURED = "oauth_not_configured"
-    DENIED = "oauth_denied"
-    STATE = "oauth_state_invalid"
-    ANSWER = "oauth_response_invalid"
-    CODE = "oauth_code_invalid"
-    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
-    EMAIL = "oauth_email_not_verified"
-    DOMAIN = "oauth_domain_not_allowed"
-    REFUSED = "oauth_sign_in_refused"
-    UNAVAILABLE = "oauth_unavailable"
-    SECOND_FACTOR = "oauth_second_factor_required"
 
 
 class SignInRefused(Exception):
@@ -414,6 +399,12 @@ def itdesk_validate_ticket(
 @hookspec
 def itdesk_event(desk: "Desk", event: Event) -> None:
     """React to a committed change (a reactor: told once at most, after the commit)."""
+
+
+@hookspec
+def itdesk_knowledge(desk: "Desk", caller: Caller, query: str) -> Sequence[Passage] | None:
+    """Return what fits a query, best first and only what this caller may see: quickly, as whoever
+    asks waits for it."""
 
 
 @hookspec

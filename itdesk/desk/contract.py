@@ -17,6 +17,7 @@ from itdesk.hookspecs import (
     JobType,
     LanguageModel,
     Mailer,
+    Passage,
     ScanEngine,
     Schedule,
     Storage,
@@ -157,6 +158,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_metrics": _nothing,
     "itdesk_validate_ticket": _list("sentences", lambda text: isinstance(text, str)),
     "itdesk_event": _nothing,
+    "itdesk_knowledge": _list("Passages", lambda one: isinstance(one, Passage)),
     "itdesk_cli": _list("click commands", lambda command: isinstance(command.name, str)),
 }
 

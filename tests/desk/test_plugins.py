@@ -496,6 +496,33 @@ async def test_who_else_knows_people_is_given_by_plugin(rig: Rig) -> None:
     assert [*found] == ["elsewhere"]
 
 
+KNOWS = """
+@hookimpl
+async def itdesk_knowledge(self, desk, caller, query):
+    from itdesk.hookspecs import Passage
+    told = {{"source": "{name}", "title": caller.name, "text": query}}
+    return [Passage(score=score, **told) for score in {scores}]
+"""
+
+
+async def test_what_plugins_know_is_told_best_first_and_without_the_failing(rig: Rig) -> None:
+    rig.drop("wiki", KNOWS.format(name="wiki", scores=[0.9, 0.3]))
+    rig.drop("issues", KNOWS.format(name="issues", scores=[0.5]))
+    rig.drop("silent", "@hookimpl\ndef itdesk_knowledge(self, query): return None")
+    rig.drop("rude", "@hookimpl\ndef itdesk_knowledge(self): raise ValueError")
+    rig.drop("wrong", "@hookimpl\ndef itdesk_knowledge(self): return ['vpn']")
+    plugins = rig.load(wiki={}, issues={}, silent={}, rude={}, wrong={})
+    found = await plugins.knowledge(rig.desk, SYSTEM, "vpn")
+    assert [(one.source, one.score) for one in found] == [
+        ("wiki", 0.9),
+        ("issues", 0.5),
+        ("wiki", 0.3),
+    ]
+    assert {(one.title, one.text, one.url) for one in found} == {("itdesk", "vpn", None)}
+    assert "Passages" in plugins.status()["wrong"].reason
+    assert plugins.status()["rude"].reason
+
+
 async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
     rig.drop("good", ROUTE.format(path="/hello/{id}"))
     rig.drop("bad", ROUTE.format(path="hello"))
