@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
+    from itdesk.desk.chat import Chat
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.knowledge import Knowledge
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
     from itdesk.desk.mirror import Mirror
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from itdesk.desk.stats import Statistics
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.triage import Triage
     from itdesk.desk.verification import Verification
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
@@ -85,7 +88,6 @@ class Desk:
     views: Views
     reports: Reports
     recommendations: Recommendations
-    assist: Assist
     upload_dir: Path
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
@@ -94,6 +96,10 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    assist: Assist = field(init=False)
+    knowledge: Knowledge = field(init=False)
+    triage: Triage = field(init=False)
+    chat: Chat = field(init=False)
     webhooks: Webhooks = field(init=False)
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)
