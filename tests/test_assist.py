@@ -319,6 +319,24 @@ async def test_an_explicit_wish_is_granted_whatever_the_model_thinks(
     assert answer["reply"] == "No." and answer["source"] == "ollama"
 
 
+async def test_the_model_shows_no_other_ticket_than_the_person_named(
+    modelled: Live, model: FakeOllama
+) -> None:
+    """R63: neither one that the person may not read, nor any that the model thinks of."""
+    owner, stranger = await modelled.person(), await modelled.person()
+    own, other = await owner.ticket("My own"), await stranger.ticket("Not yours")
+    said = {"reply": "Look.", "action": "show_ticket"}
+    for key in (other["key"], "TSK-99999999", None):
+        model.says = lambda prompt, schema, key=key: {**said, "ticket_key": key}
+        answer = await chat(owner, f"How are {own['key']} and {other['key']}?")
+        assert answer["action"] is None and answer["shown"] is None
+        assert answer["source"] == "ollama"
+    model.says = lambda prompt, schema: {**said, "ticket_key": own["key"].lower()}
+    answer = await chat(owner, f"How is {own['key']}?")
+    assert answer["action"] == "show_ticket" and answer["shown"]["id"] == own["id"]
+    assert "Not yours" not in str(model.asked) and "My own" in model.prompts()[0]
+
+
 async def test_the_models_draft_can_be_sent(modelled: Live, model: FakeOllama) -> None:
     """S4-59: whatever the model adds, R27 accepts it."""
     model.says = lambda prompt, schema: {

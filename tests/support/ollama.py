@@ -179,8 +179,8 @@ class FakeOllama:
                 await self._pause(1)
             if number == len(pieces) // 2:
                 if self.mode == "error_in_stream":
+                    # A proxy may add what it has: the answer is none all the same.
                     await response.write(orjson.dumps({"error": "an error of the model"}) + b"\n")
-                    return response
                 if self.mode == "stall_in_stream":
                     await self.released.wait()
                 if self.mode == "cut":
