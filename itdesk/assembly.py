@@ -56,9 +56,12 @@ from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.store.db import Database, Limits
+
+log = get_logger("assist")
 
 
 @asynccontextmanager
@@ -228,6 +231,8 @@ async def _open_assist(desk: Desk) -> None:
     desk.assist = Assist(settings, clock, desk.metrics)
     if settings.ai.plugin is not None:
         desk.assist.model = (await desk.plugins.models(desk)).get(settings.ai.plugin)
+        if desk.assist.model is None:
+            log.warning("rules answer: there is no language model", plugin=settings.ai.plugin)
     desk.knowledge = Knowledge(
         desk.reads, clock, partial(desk.plugins.knowledge, desk), most=settings.ai.top_matches
     )

@@ -99,7 +99,7 @@ class Assist:
     @property
     def available(self) -> bool:
         """Return whether it makes sense to prepare a question for the model now."""
-        return self.model is not None and not self._breaker.open
+        return self.model is not None and not self._breaker.open and not self._turns.full
 
     @property
     def embedding(self) -> str | None:
