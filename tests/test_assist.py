@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from itdesk.api import ROUTES
 from tests.support.daemon import Live, Person, live_on, make_daemon, wait
 from tests.support.ollama import FakeOllama, ollama_beside
 from tests.support.postgres import Server
@@ -328,6 +329,12 @@ async def test_the_models_draft_can_be_sent(modelled: Live, model: FakeOllama) -
     draft = (await chat(user, "My fan is broken"))["ticket"]
     assert draft["title"] == "Broken fan" and draft["tags"] == ["ai-draft", "fan"]
     (await user.post("/tickets", draft)).expect(201)
+
+
+def test_what_asks_a_model_has_a_limit_of_its_own() -> None:
+    """R62, R63: the rate class ai."""
+    rates = {route.id: route.rate for route in ROUTES}
+    assert rates["R62"] == rates["R63"] == "ai"
 
 
 async def test_unset_no_model_is_asked(live: Live, model: FakeOllama) -> None:

@@ -181,6 +181,9 @@ async def test_a_model_that_is_down_is_left_alone_for_a_while(
     for _ in range(3):
         assert await answered(desk, "rules")
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 1
+    ready = (await desk.nobody.call("GET", "/readyz")).expect(200)
+    assert ready["status"] == ready["checks"]["assist"]["status"] == "degraded"
+    assert "did not answer in time" in ready["checks"]["assist"]["reason"]
     asked = len(model.calls())
     found, seconds = await timed(desk.admin.post("/ai/classify", TICKET))
     assert found.expect(200)["source"] == "rules"
@@ -188,6 +191,8 @@ async def test_a_model_that_is_down_is_left_alone_for_a_while(
     model.mode = "ok"
     await until(lambda: answered(desk, "ollama"))
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 0
+    ready = (await desk.nobody.call("GET", "/readyz")).expect(200)
+    assert ready["checks"]["assist"] == {"status": "ok", "reason": ""}
 
 
 async def _crowd(desk: Live) -> tuple[list[Any], float]:

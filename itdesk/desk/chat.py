@@ -175,7 +175,7 @@ class Chat:
         found = []
         for key in list(dict.fromkeys(one.upper() for one in _KEY.findall(text)))[:MOST_KEYS]:
             try:
-                found.append(await self._tickets.get_by_key(caller, key))
+                found.append(await self._tickets.get(caller, key))
             except NotFound:
                 continue
         return found
