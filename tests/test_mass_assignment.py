@@ -434,6 +434,8 @@ async def test_the_cases_are_every_write_of_the_api(scene: Scene) -> None:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
         if "application/json" in operation.get("requestBody", {}).get("content", {})
+        # Jira's own words, of which only those are read that are meant.
+        and operation["x-itdesk-who"] != "signature"
     }
     named = {
         case[0].replace("{project}", "{id}").replace("{user}", "{id}").replace("{agent}", "{id}")

@@ -223,6 +223,8 @@ def _path_parameters(route: Route) -> list[Json]:
 def _request_body(route: Route, schemas: Schemas) -> Json:
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
+    elif route.raw_body is not None:
+        schema = dict(route.raw_body)
     elif route.body_media == "multipart/form-data":
         file = {"type": "string", "format": "binary", "minLength": 1}
         schema = {

@@ -231,7 +231,12 @@ class Tickets:
                     "comment.added",
                     ticket_id=ticket.id,
                     ticket_version=version,
-                    data={"comment_id": str(said.id), "internal": internal, "new": body[:200]},
+                    data={
+                        "comment_id": str(said.id),
+                        "internal": internal,
+                        "new": body[:200],
+                        **_mirror(ticket),
+                    },
                 )
             )
         return said
@@ -438,5 +443,13 @@ def _opening(ticket: Ticket) -> dict[str, Any]:
     }}  # fmt: skip
 
 
+def _mirror(ticket: Ticket) -> dict[str, Any]:
+    """Return which remote issue a change of this ticket is also about, for who tells it there."""
+    external = ticket.external
+    return {"mirror": f"{external.source}:{external.id}"} if external is not None else {}
+
+
 def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
+    if mirror := _mirror(ticket):
+        more["data"] = {**more.get("data", {}), **mirror}
     return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)
