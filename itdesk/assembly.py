@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from itdesk import archives
 from itdesk.config import Settings
 from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts
 from itdesk.desk.api_tokens import ApiTokens
+from itdesk.desk.assist import Assist
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
+from itdesk.desk.chat import Chat
 from itdesk.desk.engines import Engines
 from itdesk.desk.factors import Factors
 from itdesk.desk.guesses import Guesses
@@ -18,6 +21,7 @@ from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.keys import Keys
+from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
 from itdesk.desk.mirror import Mirror
@@ -46,16 +50,21 @@ from itdesk.desk.switchboard import Switchboard
 from itdesk.desk.switches import Switches, storage_plugin, told
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
+from itdesk.desk.triage import Triage
 from itdesk.desk.urlsigner import UrlSigner
 from itdesk.desk.verification import Verification
 from itdesk.desk.views import Views
+from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.tracing import Tracing
 from itdesk.store.db import Database, Limits
+
+log = get_logger("assist")
 
 
 @asynccontextmanager
@@ -165,6 +174,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await _open_files(desk, keys)
         if settings.mail.plugin is not None:
             mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
+        await _open_assist(desk)
         await stack.enter_async_context(opened_rules(desk))
         providers = await plugins.identity_providers(desk)
         desk.identities = Identities(db, desk.accounts, sessions, providers, settings)
@@ -221,6 +231,22 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
         spool=Spool(spool),
         metrics=desk.metrics,
     )
+
+
+async def _open_assist(desk: Desk) -> None:
+    """Give the desk what suggests and answers: word lists, knowledge, and a plugin's model."""
+    settings, clock = desk.settings, desk.clock
+    words = Wordlists(settings.ai.words_dir)
+    desk.assist = Assist(settings, clock, desk.metrics)
+    if settings.ai.plugin is not None:
+        desk.assist.model = (await desk.plugins.models(desk)).get(settings.ai.plugin)
+        if desk.assist.model is None:
+            log.warning("rules answer: there is no language model", plugin=settings.ai.plugin)
+    desk.knowledge = Knowledge(
+        desk.reads, clock, partial(desk.plugins.knowledge, desk), most=settings.ai.top_matches
+    )
+    desk.triage = Triage(desk.db, desk.assist, desk.knowledge, words, clock)
+    desk.chat = Chat(desk.assist, desk.knowledge, words, desk.triage, desk.tickets, clock)
 
 
 async def _open_work(desk: Desk) -> None:

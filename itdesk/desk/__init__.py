@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.api_tokens import ApiTokens
+    from itdesk.desk.assist import Assist
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
+    from itdesk.desk.chat import Chat
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.knowledge import Knowledge
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
     from itdesk.desk.mirror import Mirror
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from itdesk.desk.switchboard import Switchboard
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.triage import Triage
     from itdesk.desk.verification import Verification
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
@@ -95,6 +99,10 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    assist: Assist = field(init=False)
+    knowledge: Knowledge = field(init=False)
+    triage: Triage = field(init=False)
+    chat: Chat = field(init=False)
     webhooks: Webhooks = field(init=False)
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)

@@ -153,6 +153,7 @@ class Plugins:
             (await self.trackers(desk, only=name)).get(name),
             (await self.mailers(desk, only=name)).get(name),
             (await self.identity_providers(desk, only=name)).get(name),
+            (await self.models(desk, only=name)).get(name),
         )
         if record.state != "starting":
             await self.stop(name, why=record.reason, state="broken")
@@ -195,6 +196,12 @@ class Plugins:
     ) -> dict[str, hookspecs.Tracker]:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", only, desk=desk)
+
+    async def models(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.LanguageModel]:
+        """Return the language models that plugins provide, by plugin."""
+        return await self._start("itdesk_model", only, desk=desk)
 
     async def mailers(
         self, desk: "Desk", *, only: str | None = None

@@ -441,6 +441,26 @@ async def test_what_sends_mail_is_given_by_plugin(rig: Rig) -> None:
     assert [*await rig.load(none={}, post={}).mailers(rig.desk)] == ["post"]
 
 
+MODEL = """
+embedding = None
+async def generate(self, prompt, *, schema): ...
+def stream(self, prompt, *, schema): ...
+async def embed(self, texts): ...
+async def check(self): ...
+@hookimpl
+def itdesk_model(self, desk): return self
+"""
+
+
+async def test_a_language_model_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("parrot", MODEL)
+    rig.drop("none", "@hookimpl\ndef itdesk_model(self): return None")
+    rig.drop("half", "@hookimpl\ndef itdesk_model(self): return object()")
+    plugins = rig.load(none={}, parrot={}, half={})
+    assert [*await plugins.models(rig.desk)] == ["parrot"]
+    assert "lacks check, embed, embedding, generate" in plugins.status()["half"].reason
+
+
 TRACKER = """
 connected, secret = True, b""
 async def receive(self, body, headers, *, digest, request_id): ...
@@ -568,6 +588,7 @@ async def test_plugins_make_metrics_and_commands(rig: Rig) -> None:
 WRONG = {
     "itdesk_storage": ("return 'disk'", "storages", True),
     "itdesk_scan_engine": ("return object()", "scan_engines", True),
+    "itdesk_model": ("return object()", "models", True),
     "itdesk_mailer": ("return object()", "mailers", True),
     "itdesk_identity": ("return object()", "identity_providers", True),
     "itdesk_routes": ("return [1]", "routes", False),
