@@ -40,8 +40,10 @@ from itdesk.desk.search import Search
 from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.signups import Signups
+from itdesk.desk.similar import Similarity
 from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
+from itdesk.desk.suggestions import Suggestions
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
 from itdesk.desk.urlsigner import UrlSigner
@@ -147,11 +149,13 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             stats=Statistics(db),
             reads=reads,
             search=Search(reads),
+            similar=Similarity(db, reads),
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),
             upload_dir=settings.storage.local.upload_dir,
         )
+        desk.suggestions = Suggestions(db, reads, desk.tickets, clock, metrics)
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
@@ -225,7 +229,7 @@ async def _open_work(desk: Desk) -> None:
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
     desk.schedules.register(desk.mail.schedule())
     desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
-    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure]
+    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure, desk.suggestions.measure]
     desk.trackers = await desk.plugins.trackers(desk)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
+    from itdesk.desk.similar import Similarity
     from itdesk.desk.stats import Statistics
+    from itdesk.desk.suggestions import Suggestions
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.desk.verification import Verification
@@ -81,10 +83,12 @@ class Desk:
     stats: Statistics
     reads: Reads
     search: Search
+    similar: Similarity
     views: Views
     reports: Reports
     recommendations: Recommendations
     upload_dir: Path
+    suggestions: Suggestions = field(init=False)
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
     people: People = field(init=False)
