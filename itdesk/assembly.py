@@ -8,6 +8,7 @@ from itdesk.config import Settings
 from itdesk.desk import Desk, keyfile
 from itdesk.desk.accounts import Accounts
 from itdesk.desk.api_tokens import ApiTokens
+from itdesk.desk.assist import Assist
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
 from itdesk.desk.engines import Engines
@@ -153,6 +154,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),
+            assist=Assist(settings, clock, metrics),
             upload_dir=settings.storage.local.upload_dir,
         )
         desk.suggestions = Suggestions(db, reads, desk.tickets, clock, metrics)
@@ -161,6 +163,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await _open_files(desk, keys)
         if settings.mail.plugin is not None:
             mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
+        if settings.ai.plugin is not None:
+            desk.assist.model = (await plugins.models(desk)).get(settings.ai.plugin)
         await stack.enter_async_context(opened_rules(desk))
         providers = await plugins.identity_providers(desk)
         desk.identities = Identities(db, desk.accounts, sessions, providers, settings)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.api_tokens import ApiTokens
+    from itdesk.desk.assist import Assist
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
@@ -87,6 +88,7 @@ class Desk:
     views: Views
     reports: Reports
     recommendations: Recommendations
+    assist: Assist
     upload_dir: Path
     suggestions: Suggestions = field(init=False)
     storage: Storage = field(init=False)

@@ -1,10 +1,12 @@
 """What the desk knows of each plugin, and of one answer of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
 
 from itdesk.desk.contract import Late, Section
+from itdesk.errors import Unavailable
 
 State = Literal["loaded", "disabled", "broken", "left out"]
 
@@ -58,3 +60,18 @@ def kind(failure: BaseException | None) -> str:
     if failure is None:
         return "ok"
     return "timeout" if isinstance(failure, Late) else "error"
+
+
+def demand(records: Mapping[str, Record]) -> None:
+    """Raise Unavailable when a required plugin is broken."""
+    broken = {
+        name: record.reason
+        for name, record in records.items()
+        if record.state == "broken" and record.section.required
+    }
+    if broken:
+        raise Unavailable(
+            "; ".join(f"plugins.{name} is required: {why}" for name, why in broken.items()),
+            code="E_PLUGIN_REQUIRED",
+            details={"plugins": broken},
+        )

@@ -33,7 +33,7 @@ from itdesk.desk.contract import (
 )
 from itdesk.desk.discovery import Found, Refused, discover
 from itdesk.desk.isolation import Isolation
-from itdesk.desk.plugin_records import Answer, PluginStatus, Record, kind
+from itdesk.desk.plugin_records import Answer, PluginStatus, Record, demand, kind
 from itdesk.desk.stays import Stay, ended
 from itdesk.errors import ConfigError, Unavailable
 from itdesk.model import Caller, Event, Ticket
@@ -164,6 +164,10 @@ class Plugins:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", desk=desk)
 
+    async def models(self, desk: "Desk") -> dict[str, hookspecs.LanguageModel]:
+        """Return the language models that plugins provide, by plugin."""
+        return await self._start("itdesk_model", desk=desk)
+
     async def mailers(self, desk: "Desk") -> dict[str, hookspecs.Mailer]:
         """Return what sends mail, by plugin."""
         return await self._start("itdesk_mailer", desk=desk)
@@ -249,6 +253,12 @@ class Plugins:
         """Tell all reactors of a committed change."""
         await self._call("itdesk_event", desk=desk, event=event)
 
+    async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
+        """Return what plugins know about a query and the caller may see, best first."""
+        answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
+        found = [passage for answer in answers for passage in answer.result or ()]
+        return sorted(found, key=lambda passage: -passage.score)
+
     # --- loading ---------------------------------------------------------------------------
 
     def _build(
@@ -310,17 +320,7 @@ class Plugins:
 
     def _demand(self) -> None:
         """Raise Unavailable when a required plugin is broken."""
-        broken = {
-            name: record.reason
-            for name, record in self._records.items()
-            if record.state == "broken" and record.section.required
-        }
-        if broken:
-            raise Unavailable(
-                "; ".join(f"plugins.{name} is required: {why}" for name, why in broken.items()),
-                code="E_PLUGIN_REQUIRED",
-                details={"plugins": broken},
-            )
+        demand(self._records)
 
     # --- lifespan --------------------------------------------------------------------------
 
