@@ -569,6 +569,7 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         "K2": {"name": "x"},
         "V2": {"name": "x", "query": {}},
         "V4": {"name": "y"},
+        "G3": {"text": "x"},
         "N2": {"ticket_created": False},
         **dict.fromkeys(("R51", "R53"), RULE),
         "W2": {"rule": {key: RULE[key] for key in ("trigger", "actions")}},

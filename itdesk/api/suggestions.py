@@ -1,6 +1,6 @@
 """Similar tickets, and suggestions that people accept or reject, over REST."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -8,7 +8,8 @@ from itdesk.api.fields import Prose
 from itdesk.api.paging import page_reply, window
 from itdesk.api.route import Body, Call, ListQuery, Query, Reply, Route, Who
 from itdesk.desk.similar import Similar
-from itdesk.desk.suggestions import Decided, PrecisionReport
+from itdesk.desk.suggestions import Advice, Decided, PrecisionReport
+from itdesk.desk.writing import Written
 from itdesk.store.suggestions import Suggestion, SuggestionState
 
 LONGEST_TEXT = 20_000
@@ -55,6 +56,21 @@ async def list_suggestions(call: Call) -> Reply:
     return page_reply(call, page)
 
 
+async def advice(call: Call) -> Reply:
+    """Return what the desk believes of a ticket, beside what people said of it."""
+    return Reply(await call.desk.suggestions.advice(call.caller, call.path["ticket"]))
+
+
+async def summarise(call: Call) -> Reply:
+    """Summarise a ticket for agents, from all that was said on it, as an open suggestion."""
+    return Reply(await call.desk.writing.summarise(call.caller, call.path["ticket"]))
+
+
+async def draft_reply(call: Call) -> Reply:
+    """Draft a reply to whoever reported a ticket, from what they may read, as a suggestion."""
+    return Reply(await call.desk.writing.draft(call.caller, call.path["ticket"]))
+
+
 async def accept(call: Call) -> Reply:
     """Do what a suggestion proposes, as the caller, and mark it as accepted."""
     body: Acceptance | None = call.body
@@ -85,6 +101,19 @@ async def revert(call: Call) -> Reply:
 async def precision(call: Call) -> Reply:
     """Return how often suggestions of each kind and category were right."""
     return Reply(await call.desk.suggestions.report(call.caller, call.query.days))
+
+
+def _write(id: str, name: str, handler: Any) -> Route:
+    return Route(
+        id=id,
+        method="POST",
+        path=f"/tickets/{{ticket}}/{name}",
+        handler=handler,
+        who=Who.AGENT,
+        tag="suggestions",
+        response=Written,
+        rate="ai",
+    )
 
 
 _MISSING = {"E_TICKET_NOT_FOUND": 404, "E_SUGGESTION_NOT_FOUND": 404}
@@ -162,5 +191,16 @@ ROUTES: list[Route] = [
         query=PrecisionQuery,
         response=PrecisionReport,
         errors={"E_REPORT_TOO_BROAD": 503},
+    ),
+    _write("G7", "summary", summarise),
+    _write("G8", "draft-reply", draft_reply),
+    Route(
+        id="G9",
+        method="GET",
+        path="/tickets/{ticket}/advice",
+        handler=advice,
+        who=Who.AGENT,
+        tag="suggestions",
+        response=Advice,
     ),
 ]

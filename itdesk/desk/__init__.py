@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from itdesk.desk.journal import Journal
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
+    from itdesk.desk.meanings import Meanings
     from itdesk.desk.mirror import Mirror
     from itdesk.desk.notices import Notices
     from itdesk.desk.people import People
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
+    from itdesk.desk.writing import Writing
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
@@ -84,13 +86,15 @@ class Desk:
     stats: Statistics
     reads: Reads
     search: Search
-    similar: Similarity
     views: Views
     reports: Reports
     recommendations: Recommendations
     assist: Assist
     upload_dir: Path
+    similar: Similarity = field(init=False)
     suggestions: Suggestions = field(init=False)
+    writing: Writing = field(init=False)
+    meanings: Meanings = field(init=False)
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
     people: People = field(init=False)

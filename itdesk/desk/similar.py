@@ -1,6 +1,7 @@
 """Similar and duplicate tickets: found by the words that people used, and said why.
 
-It works without any model. Whoever asks is shown only tickets that they may read, and the words
+It works without any model; where one tells what texts mean, that counts for half of the likeness of
+those that the words found. Whoever asks is shown only tickets that they may read, and the words
 compared are those of titles and descriptions: what was said internally decides nothing.
 """
 
@@ -10,6 +11,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from itdesk.desk.meanings import Meanings
 from itdesk.desk.reads import Reads
 from itdesk.model import Caller, Category, Status, Ticket
 from itdesk.store import similar, tickets
@@ -22,6 +24,8 @@ DUPLICATE_SCORE: Final = 0.75
 _TITLE_WEIGHT: Final = 0.6
 _SAME_CATEGORY: Final = 0.05
 _MOST_WORDS: Final = 6
+_NEAR: Final = 0.8
+MOST_COMPARED: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,10 @@ class Similar:
 class Similarity:
     """Finds tickets that are about the same thing as another, on behalf of a caller."""
 
-    def __init__(self, db: Database, reads: Reads) -> None:
+    def __init__(self, db: Database, reads: Reads, meanings: Meanings) -> None:
         self._db = db
         self._reads = reads
+        self._meanings = meanings
 
     async def of(self, caller: Caller, ref: str, *, limit: int) -> list[Similar]:
         """Return the tickets most similar to one, among those that the caller may read."""
@@ -56,15 +61,22 @@ class Similarity:
             found = await similar.candidates(conn, words, scope=caller.scope, but=ticket.id)
             mine = await similar.wording(conn, ticket.id)
             likenesses = await similar.likenesses(conn, found, mine)
-        return ranked(ticket, mine, likenesses)[:limit]
+        scored = ranked(ticket, mine, likenesses)[:MOST_COMPARED]
+        near = await self._meanings.nearness(ticket.id, [one.id for _, one in scored])
+        shown = [_shown(ticket, mine, value, one, near.get(one.id)) for value, one in scored]
+        shown = [one for one in shown if one.score >= LEAST_SCORE]
+        shown.sort(key=lambda one: (one.score, one.created_at, one.id), reverse=True)
+        return shown[:limit]
 
 
-def ranked(ticket: Ticket, mine: Wording, found: Iterable[Likeness]) -> list[Similar]:
-    """Return those that are similar enough, the most similar first, newer before older."""
+def ranked(
+    ticket: Ticket, mine: Wording, found: Iterable[Likeness]
+) -> list[tuple[float, Likeness]]:
+    """Return those that have something in common, the most similar first, newer before older."""
     scored = [(score(ticket, mine, one), one) for one in found]
-    scored = [(value, one) for value, one in scored if value >= LEAST_SCORE]
+    scored = [pair for pair in scored if pair[0] > 0]
     scored.sort(key=lambda pair: (pair[0], pair[1].created_at, pair[1].id), reverse=True)
-    return [_shown(ticket, mine, value, one) for value, one in scored]
+    return scored
 
 
 def score(ticket: Ticket, mine: Wording, other: Likeness) -> float:
@@ -78,7 +90,11 @@ def score(ticket: Ticket, mine: Wording, other: Likeness) -> float:
     return round(min(value, 1.0), 3)
 
 
-def _shown(ticket: Ticket, mine: Wording, value: float, other: Likeness) -> Similar:
+def _shown(
+    ticket: Ticket, mine: Wording, value: float, other: Likeness, near: float | None
+) -> Similar:
+    if near is not None:
+        value = round((value + near) / 2, 3)
     return Similar(
         id=other.id,
         key=other.key,
@@ -89,11 +105,11 @@ def _shown(ticket: Ticket, mine: Wording, value: float, other: Likeness) -> Simi
         created_at=other.created_at,
         score=value,
         duplicate=value >= DUPLICATE_SCORE,
-        reason=_reason(ticket, mine, other),
+        reason=_reason(ticket, mine, other, near),
     )
 
 
-def _reason(ticket: Ticket, mine: Wording, other: Likeness) -> str:
+def _reason(ticket: Ticket, mine: Wording, other: Likeness, near: float | None) -> str:
     titles = mine.title & other.words
     parts = []
     if titles and titles == mine.title == other.words:
@@ -104,6 +120,8 @@ def _reason(ticket: Ticket, mine: Wording, other: Likeness) -> str:
         parts.append(f"{'the texts' if parts else 'The texts'} share {_listed(rest)}")
     if ticket.category is not None and ticket.category == other.category:
         parts.append(f"both are about {ticket.category.replace('_', ' ')}")
+    if near is not None and near >= _NEAR:
+        parts.append("they mean much the same")
     return "; ".join(parts) + "."
 
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import orjson
+
 from itdesk.desk.reads import Reads
 from itdesk.desk.tickets import Tickets, require_version
 from itdesk.errors import Conflict, NotFound
@@ -32,6 +34,16 @@ class Decided:
 
     suggestion: Suggestion
     ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the desk believes of a ticket; None and nothing while it has not looked at it."""
+
+    ticket_id: UUID
+    predicted_priority: Priority | None
+    predicted_category: Category | None
+    recommendations: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,15 @@ class Suggestions:
                 return page
             total = await suggestions.count(conn, ticket.id, state=state)
         return replace(page, total=total)
+
+    async def advice(self, caller: Caller, ref: str) -> Advice:
+        """Return what is believed of a ticket and recommended for it."""
+        caller.require(Role.AGENT, "see advice")
+        async with self._db.connection() as conn:
+            ticket = await tickets.find(conn, ref, scope=caller.scope)
+            said = await suggestions.recommendations(conn, ticket.id)
+        known = orjson.loads(said) if said is not None else []
+        return Advice(ticket.id, ticket.predicted_priority, ticket.predicted_category, known)
 
     async def accept(
         self,

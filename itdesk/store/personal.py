@@ -162,6 +162,19 @@ async def unname_work(conn: Any, person: Known, name: str) -> None:
     await conn.execute(query, person.id, name, timeout=_SECONDS)
 
 
+async def unname_suggestions(conn: Any, person: Known) -> None:
+    """Delete suggestions that may name a person: texts about their words, and they as helper."""
+    query = """
+        DELETE FROM suggestions s
+        WHERE s.kind = 'assignee' AND s.proposal = $1::uuid::text
+           OR s.kind IN ('reply', 'summary') AND s.ticket_id IN (
+               SELECT id FROM tickets WHERE reporter_id = $1
+               UNION ALL SELECT ticket_id FROM ticket_comments WHERE user_id = $1
+               UNION ALL SELECT ticket_id FROM events WHERE actor_id = $1 AND ticket_id IS NOT NULL)
+    """
+    await conn.execute(query, person.id, timeout=_SECONDS)
+
+
 async def unname_mail(conn: Any, person: Known) -> None:
     """Delete the mails to a person, and forget what mails said that tell of their doings."""
     query = "DELETE FROM emails WHERE user_id = $1 OR lower(to_address) = ANY ($2::text[])"
