@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from itdesk import archives
 from itdesk.config import Settings
@@ -11,6 +12,7 @@ from itdesk.desk.api_tokens import ApiTokens
 from itdesk.desk.assist import Assist
 from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
+from itdesk.desk.chat import Chat
 from itdesk.desk.engines import Engines
 from itdesk.desk.factors import Factors
 from itdesk.desk.guesses import Guesses
@@ -19,6 +21,7 @@ from itdesk.desk.inventory import Inventory
 from itdesk.desk.jobs import Jobs
 from itdesk.desk.journal import Journal
 from itdesk.desk.keys import Keys
+from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
 from itdesk.desk.mirror import Mirror
@@ -47,9 +50,11 @@ from itdesk.desk.stats import Statistics
 from itdesk.desk.suggestions import Suggestions
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
+from itdesk.desk.triage import Triage
 from itdesk.desk.urlsigner import UrlSigner
 from itdesk.desk.verification import Verification
 from itdesk.desk.views import Views
+from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
@@ -154,7 +159,6 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),
-            assist=Assist(settings, clock, metrics),
             upload_dir=settings.storage.local.upload_dir,
         )
         desk.suggestions = Suggestions(db, reads, desk.tickets, clock, metrics)
@@ -163,8 +167,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await _open_files(desk, keys)
         if settings.mail.plugin is not None:
             mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
-        if settings.ai.plugin is not None:
-            desk.assist.model = (await plugins.models(desk)).get(settings.ai.plugin)
+        await _open_assist(desk)
         await stack.enter_async_context(opened_rules(desk))
         providers = await plugins.identity_providers(desk)
         desk.identities = Identities(db, desk.accounts, sessions, providers, settings)
@@ -220,6 +223,20 @@ async def _open_files(desk: Desk, keys: Keys) -> None:
         spool=Spool(spool),
         metrics=desk.metrics,
     )
+
+
+async def _open_assist(desk: Desk) -> None:
+    """Give the desk what suggests and answers: word lists, knowledge, and a plugin's model."""
+    settings, clock = desk.settings, desk.clock
+    words = Wordlists(settings.ai.words_dir)
+    desk.assist = Assist(settings, clock, desk.metrics)
+    if settings.ai.plugin is not None:
+        desk.assist.model = (await desk.plugins.models(desk)).get(settings.ai.plugin)
+    desk.knowledge = Knowledge(
+        desk.reads, clock, partial(desk.plugins.knowledge, desk), most=settings.ai.top_matches
+    )
+    desk.triage = Triage(desk.db, desk.assist, desk.knowledge, words, clock)
+    desk.chat = Chat(desk.assist, desk.knowledge, words, desk.triage, desk.tickets, clock)
 
 
 async def _open_work(desk: Desk) -> None:

@@ -566,6 +566,8 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         "F4": {"password": "x"},
         "F5": {"code": "000000"},
         **dict.fromkeys(("F6", "F7"), {"password": "x", "code": "000000"}),
+        "R62": {"title": "Something"},
+        "R63": {"messages": [{"role": "user", "content": "How is TSK-1?"}]},
         "K2": {"name": "x"},
         "V2": {"name": "x", "query": {}},
         "V4": {"name": "y"},

@@ -1,6 +1,7 @@
 """The REST interface: routes declared once, everything else derived from them."""
 
 from itdesk.api import (
+    assist,
     asyncapi,
     attachments,
     auth,
@@ -42,6 +43,7 @@ ROUTES: tuple[Route, ...] = (
     *projects.ROUTES,
     *users.ROUTES,
     *people.ROUTES,
+    *assist.ROUTES,
     *workflows.ROUTES,
     *emails.ROUTES,
     *websocket.ROUTES,

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
+    from itdesk.desk.chat import Chat
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.knowledge import Knowledge
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
     from itdesk.desk.meanings import Meanings
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from itdesk.desk.suggestions import Suggestions
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.triage import Triage
     from itdesk.desk.verification import Verification
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
@@ -89,7 +92,6 @@ class Desk:
     views: Views
     reports: Reports
     recommendations: Recommendations
-    assist: Assist
     upload_dir: Path
     similar: Similarity = field(init=False)
     suggestions: Suggestions = field(init=False)
@@ -102,6 +104,10 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    assist: Assist = field(init=False)
+    knowledge: Knowledge = field(init=False)
+    triage: Triage = field(init=False)
+    chat: Chat = field(init=False)
     webhooks: Webhooks = field(init=False)
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)

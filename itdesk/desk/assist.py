@@ -73,7 +73,7 @@ class Assist:
 
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics) -> None:
         ai = settings.ai
-        self.seconds = min(ai.timeout_seconds, settings.server.request_seconds * 0.8)
+        self._interactive_seconds = min(ai.timeout_seconds, settings.server.request_seconds * 0.8)
         self._background_seconds = ai.background_seconds
         self._clock = clock
         self._turns = Turns(at_once=ai.concurrency, waiting=ai.queue)
@@ -105,6 +105,10 @@ class Assist:
     def embedding(self) -> str | None:
         """Return which model makes the vectors of `embed`, or None when none does."""
         return self.model.embedding if self.model is not None else None
+
+    def budget(self, *, background: bool = False) -> float:
+        """Return how many seconds an answer may take, everything that it needs included."""
+        return self._background_seconds if background else self._interactive_seconds
 
     async def complete(
         self,
@@ -170,7 +174,7 @@ class Assist:
         """Return what the model made of a question in its time and turn, or None."""
         if self.model is None:
             return None
-        most = self._background_seconds if background else self.seconds
+        most = self.budget(background=background)
         answer: R | None = None
         started, outcome, held = self._clock.monotonic(), "cancelled", False
         try:

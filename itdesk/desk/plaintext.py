@@ -63,5 +63,12 @@ def cut(text: str, longest: int) -> str:
     return f"{kept[:space] if space > 0 else kept}…"
 
 
+def shows_something(text: str) -> str:
+    """Return the text; ValueError when nothing of it is left to be read."""
+    if not text:
+        raise ValueError("nothing is left of it")
+    return text
+
+
 PlainText = Annotated[str, AfterValidator(plain)]
 PlainLine = Annotated[str, AfterValidator(plain_line)]
