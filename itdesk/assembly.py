@@ -14,6 +14,7 @@ from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
 from itdesk.desk.chat import Chat
 from itdesk.desk.engines import Engines
+from itdesk.desk.enrichment import Enrichment
 from itdesk.desk.factors import Factors
 from itdesk.desk.guesses import Guesses
 from itdesk.desk.identities import Identities
@@ -24,6 +25,7 @@ from itdesk.desk.keys import Keys
 from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
+from itdesk.desk.meanings import Meanings
 from itdesk.desk.mirror import Mirror
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords
@@ -55,6 +57,7 @@ from itdesk.desk.urlsigner import UrlSigner
 from itdesk.desk.verification import Verification
 from itdesk.desk.views import Views
 from itdesk.desk.wordlists import Wordlists
+from itdesk.desk.writing import Writing
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
@@ -155,7 +158,6 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             stats=Statistics(db),
             reads=reads,
             search=Search(reads),
-            similar=Similarity(db, reads),
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),
@@ -237,6 +239,20 @@ async def _open_assist(desk: Desk) -> None:
     )
     desk.triage = Triage(desk.db, desk.assist, desk.knowledge, words, clock)
     desk.chat = Chat(desk.assist, desk.knowledge, words, desk.triage, desk.tickets, clock)
+    _open_suggestions(desk, words)
+
+
+def _open_suggestions(desk: Desk, words: Wordlists) -> None:
+    """Give the desk what suggests, writes and compares, and the work in the background for it."""
+    db, ai, assist = desk.db, desk.settings.ai, desk.assist
+    meanings = Meanings(db, assist, seconds=ai.embedding_seconds)
+    desk.meanings = meanings
+    desk.similar = Similarity(db, desk.reads, meanings)
+    desk.writing = Writing(db, assist, desk.knowledge, words, desk.clock)
+    enrichment = Enrichment(db, desk.tickets, desk.similar, desk.triage, words, desk.settings)
+    on = assist.model is not None if ai.enrich is None else ai.enrich
+    desk.jobs.register(enrichment.job_type(on=on))
+    desk.schedules.register(meanings.schedule())
 
 
 async def _open_work(desk: Desk) -> None:

@@ -16,9 +16,10 @@ from itdesk.desk.assist import RULES, Answer, Assist, Part, Purpose
 from itdesk.desk.disclosure import InternalText, PublicText, customer, described, said
 from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.letters import one_line
+from itdesk.desk.listening import hear
 from itdesk.desk.plaintext import PlainLine, cut, plain, shows_something
 from itdesk.desk.triage import KNOWLEDGE_SHARE, Cited, cited, material
-from itdesk.desk.wordlists import Wordlists, tokens
+from itdesk.desk.wordlists import Wordlists
 from itdesk.model import Caller, Comment, Passage, Role, Ticket
 from itdesk.runtime.clock import Clock
 from itdesk.store import comments, suggestions, tickets
@@ -132,10 +133,10 @@ class Writing:
                 caller, ticket, SuggestionKind.REPLY, answer.reply, self._assist.source, _BY_MODEL,
                 cited(known),
             )  # fmt: skip
-        fix = quick_fix(self._words, f"{ticket.title}\n{ticket.description}")
-        if fix is None:
+        heard = hear(self._words, [f"{ticket.title}\n{ticket.description}"], None)
+        if heard.fix is None:
             return Written(None, RULES, [], _NO_REPLY)
-        return await self._kept(caller, ticket, SuggestionKind.REPLY, fix, RULES, _QUICK_FIX)
+        return await self._kept(caller, ticket, SuggestionKind.REPLY, heard.fix, RULES, _QUICK_FIX)
 
     async def _reply(
         self, caller: Caller, ticket: Ticket, asked: CustomerMaterial
@@ -254,14 +255,3 @@ def _label(ticket: Ticket, comment: Comment) -> str:
     who = "customer" if theirs else "help desk or another"
     how = "internal comment" if comment.internal else "comment"
     return f"{how} of the {who}, {comment.created_at:%Y-%m-%d %H:%M}"
-
-
-def quick_fix(words: Wordlists, text: str) -> str | None:
-    """Return the desk's ready text for a question, unless something in it is too risky for one."""
-    said = tokens(text)
-    if any(language.chat.risks.found(said) for language in words.languages.values()):
-        return None
-    for fix in words.language(said).chat.fixes:
-        if fix.phrases.found(said):
-            return fix.reply
-    return None
