@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from itdesk.runtime.clock import Clock
 from tests.support.daemon import Live, Person, live_on, make_daemon, wait
 from tests.support.ollama import FakeOllama, ollama_beside
 from tests.support.postgres import Server
 
+CLOCK = Clock()
 ENV = {
     "ITDESK_SCANNER__ENABLED": "false",
     "ITDESK_JOBS__POLL_SECONDS": "1",
@@ -65,7 +67,7 @@ async def looked_at(person: Person, ticket: Any) -> Any:
             now = (await person.get(f"/tickets/{ticket['id']}")).expect(200)
             if now["predicted_category"] is not None:
                 return now
-            await asyncio.sleep(0.02)
+            await CLOCK.sleep(0.02)
 
 
 async def opened(person: Person, title: str, **more: Any) -> Any:

@@ -196,8 +196,8 @@ class Suggestions:
     ) -> tuple[Ticket, Suggestion]:
         """Return a suggestion that is still to be decided, with its ticket held."""
         ticket = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
-        found = await suggestions.find(tx.conn, ticket.id, _id(suggestion))
         require_version(ticket, if_match)
+        found = await suggestions.find(tx.conn, ticket.id, _id(suggestion))
         if found.state is not SuggestionState.OPEN:
             raise _wrong_state(found, "Only an open suggestion can be decided")
         return ticket, found
