@@ -39,6 +39,9 @@ CREATE INDEX IF NOT EXISTS ix_suggestions_ticket_id ON suggestions (ticket_id, c
 CREATE INDEX IF NOT EXISTS ix_suggestions_decided_at ON suggestions (decided_at)
     WHERE decided_at IS NOT NULL;
 
+CREATE INDEX IF NOT EXISTS ix_suggestions_kind ON suggestions (kind, source, decided_at)
+    WHERE decided_at IS NOT NULL;
+
 CREATE INDEX IF NOT EXISTS ix_suggestions_decided_by ON suggestions (decided_by)
     WHERE decided_by IS NOT NULL;
 

@@ -8,7 +8,7 @@ from itdesk.api.fields import Prose
 from itdesk.api.paging import page_reply, window
 from itdesk.api.route import Body, Call, ListQuery, Query, Reply, Route, Who
 from itdesk.desk.similar import Similar
-from itdesk.desk.suggestions import Advice, Decided, PrecisionReport
+from itdesk.desk.suggestions import Advice, Decided
 from itdesk.desk.writing import Written
 from itdesk.store.suggestions import Suggestion, SuggestionState
 
@@ -33,12 +33,6 @@ class Acceptance(Body):
     text: Annotated[Prose, Field(max_length=LONGEST_TEXT)] | None = Field(
         None, description="What to say instead; for a reply or a summary."
     )
-
-
-class PrecisionQuery(Query):
-    """How far back."""
-
-    days: int = Field(90, ge=1, le=366, description="Decided within so many days.")
 
 
 async def list_similar(call: Call) -> Reply:
@@ -96,11 +90,6 @@ async def revert(call: Call) -> Reply:
     return Reply(
         await call.desk.suggestions.revert(call.caller, call.path["ticket"], call.path["id"])
     )
-
-
-async def precision(call: Call) -> Reply:
-    """Return how often suggestions of each kind and category were right."""
-    return Reply(await call.desk.suggestions.report(call.caller, call.query.days))
 
 
 def _write(id: str, name: str, handler: Any) -> Route:
@@ -181,21 +170,10 @@ ROUTES: list[Route] = [
         response=Decided,
         errors={**_MISSING, **_STALE},
     ),
+    _write("G6", "summary", summarise),
+    _write("G7", "draft-reply", draft_reply),
     Route(
-        id="G6",
-        method="GET",
-        path="/reports/suggestions",
-        handler=precision,
-        who=Who.MANAGER,
-        tag="reports",
-        query=PrecisionQuery,
-        response=PrecisionReport,
-        errors={"E_REPORT_TOO_BROAD": 503},
-    ),
-    _write("G7", "summary", summarise),
-    _write("G8", "draft-reply", draft_reply),
-    Route(
-        id="G9",
+        id="G8",
         method="GET",
         path="/tickets/{ticket}/advice",
         handler=advice,

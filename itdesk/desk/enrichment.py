@@ -96,7 +96,7 @@ class Enrichment:
     async def _enrich(self, job: Job) -> None:
         """Look at the ticket that an event opened."""
         ticket = await self._ticket(str(job.args["ticket_id"]))
-        if ticket is None:
+        if ticket is None or ticket.status is Status.CLOSED:
             return
         prediction = await self._predict(ticket)
         alike = await self._similarity.of(SYSTEM, str(ticket.id), limit=1)
@@ -104,6 +104,8 @@ class Enrichment:
             try:
                 now = await tickets.find(tx.conn, str(ticket.id), scope=None, lock=True)
             except NotFound:
+                return
+            if now.status is Status.CLOSED:
                 return
             because = Caller(None, SYSTEM.name, Role.ADMIN, Source.AI, cause_id=job.event_id)
             await self._note(tx, because, now, prediction)
@@ -199,8 +201,6 @@ def proposals(
     ticket: Ticket, prediction: Prediction, alike: Sequence[Similar]
 ) -> list[NewSuggestion]:
     """Return what to suggest of a ticket: only what is not so already."""
-    if ticket.status is Status.CLOSED:
-        return []
     found = [
         NewSuggestion(kind, value, prediction.source)
         for kind, value, now in (

@@ -15,9 +15,10 @@ import orjson
 
 from itdesk.desk.reads import Reads
 from itdesk.desk.tickets import Tickets, require_version
-from itdesk.errors import Conflict, NotFound
+from itdesk.errors import Conflict, NotFound, Unavailable
 from itdesk.model import Caller, Category, Event, Priority, Role, Status, Ticket
 from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
 from itdesk.store import reports, suggestions, tickets
 from itdesk.store.db import Database, Transaction
@@ -26,6 +27,8 @@ from itdesk.store.suggestions import Precision, Suggestion, SuggestionKind, Sugg
 
 MEASURED_DAYS: Final = 90
 MEASURED_SECONDS: Final = 60.0
+
+log = get_logger("suggestions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +179,13 @@ class Suggestions:
         if self._clock.monotonic() < self._measured_at + MEASURED_SECONDS:
             return
         self._measured_at = self._clock.monotonic()
-        async with self._reads.reporting() as conn:
-            found = await suggestions.precision(conn, days=MEASURED_DAYS)
+        try:
+            async with self._reads.reporting() as conn:
+                found = await suggestions.precision(conn, days=MEASURED_DAYS)
+        except Unavailable as exc:
+            # Work goes on without this number.
+            log.warning("precision not measured", problem=exc.message)
+            return
         self._precision.clear()
         self._decided.clear()
         for one in found:

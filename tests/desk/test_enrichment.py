@@ -277,11 +277,16 @@ async def decided(bench: Bench, agent: Caller, *verdicts: bool) -> None:
         await decide(agent, ticket.key, made.id)
 
 
-async def test_nothing_is_applied_unless_it_is_asked_for(plain: Bench) -> None:
-    agent = await plain.person(Role.AGENT)
-    await decided(plain, agent, *[True] * 6)
-    ticket = await opened(plain, agent, "VPN is down")
-    assert ticket.category is None
+async def test_nothing_is_applied_unless_it_is_asked_for(database_url: str) -> None:
+    """Not by itself, and of what is asked for only that."""
+    for kinds, category in (("[]", None), ('["priority"]', None), ('["category"]', "network")):
+        env = {**BY_ITSELF, "ITDESK_AI__AUTO_APPLY": kinds}
+        async with bench_on(database_url, **env) as bench:
+            agent = await bench.person(Role.AGENT)
+            if category is None:
+                await decided(bench, agent, *[True] * 6)
+            ticket = await opened(bench, agent, "VPN is down", priority=Priority.HIGH)
+            assert ticket.category == category
 
 
 async def test_what_was_right_often_enough_is_applied_until_it_is_not(database_url: str) -> None:

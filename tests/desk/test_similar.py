@@ -55,13 +55,15 @@ async def test_other_peoples_tickets_are_not_there_for_a_user(bench: Bench) -> N
     assert await keys(bench, alice, mine) == [first.key]
 
 
-async def test_what_was_said_internally_decides_nothing(bench: Bench) -> None:
-    """Of two tickets alike in all but internal comments both score the same."""
+async def test_what_was_said_afterwards_decides_nothing(bench: Bench) -> None:
+    """Of two tickets alike in all but comments both score the same, also for who reads them all."""
     agent, alice = await bench.person(Role.AGENT), await bench.person()
     plain = await opened(bench, alice, "Scanner jams", "Page three.")
     talked = await opened(bench, alice, "Scanner jams", "Page three.")
     mine = await opened(bench, alice, "Scanner jams on page three", "Fuser unit broken again.")
-    await bench.desk.tickets.comment(agent, talked.key, "Fuser unit broken again.", internal=True)
+    for internal in (False, True):
+        said = f"Fuser unit broken again {internal}."
+        await bench.desk.tickets.comment(agent, talked.key, said, internal=internal)
     found = {one.key: one for one in await bench.desk.similar.of(agent, mine.key, limit=5)}
     assert found[plain.key].score == found[talked.key].score
     assert "fuser" not in found[talked.key].reason
