@@ -99,7 +99,7 @@ class Plugin:
         """Yield what the model writes as it does."""
         body = self._question(prompt, schema, stream=True)
         async with self._asked("stream", "POST", "/api/generate", body) as response:
-            async for line in _lines(response, LARGEST_ANSWER):
+            async for line in self._lines(response, LARGEST_ANSWER):
                 said = _decoded(line)
                 if "error" in said:
                     raise Unavailable("Ollama broke off with an error of its own.")
@@ -262,6 +262,20 @@ class Plugin:
         if response.status != 200:
             raise Unavailable(f"Ollama answers {response.status}.")
 
+    async def _lines(self, response: ClientResponse, most: int) -> AsyncIterator[bytes]:
+        """Yield the lines of an answer, everybody else having a turn now and then."""
+        rest, size = b"", 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            if size > most or len(rest) > LONGEST_LINE:
+                raise Unavailable("Ollama's answer or a line of it is too long.")
+            for line in filter(None, lines):
+                yield line
+            await self._clock.sleep(0)
+        if rest.strip():
+            yield rest
+
     async def _watch(self) -> None:
         """Look whether Ollama is there, so that what is wrong shows before somebody asks."""
         while True:
@@ -284,20 +298,6 @@ async def _read(response: ClientResponse, most: int) -> bytes:
             raise Unavailable(f"Ollama's answer has more than {most} bytes.")
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-async def _lines(response: ClientResponse, most: int) -> AsyncIterator[bytes]:
-    """Yield the lines of an answer."""
-    rest, size = b"", 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        if size > most or len(rest) > LONGEST_LINE:
-            raise Unavailable(f"Ollama's answer has more than {most} bytes, or a line too long.")
-        for line in filter(None, lines):
-            yield line
-    if rest.strip():
-        yield rest
 
 
 def _decoded(raw: bytes) -> dict[str, Any]:

@@ -51,7 +51,12 @@ def _desk(pg_server: Server, **env: str) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def modelled(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk with a model."""
-    yield from _desk(pg_server, OLLAMA_BASE_URL=ollama.url, OLLAMA_MODEL="llama3.2")
+    yield from _desk(
+        pg_server,
+        OLLAMA_BASE_URL=ollama.url,
+        OLLAMA_MODEL="llama3.2",
+        ITDESK_AI__CONCURRENCY="16",
+    )
 
 
 @pytest.fixture

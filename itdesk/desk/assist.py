@@ -27,7 +27,7 @@ from itdesk.runtime.metrics import Metrics
 
 RULES: Final = "rules"
 LONGEST_MATERIAL: Final = 20_000
-LONGEST_ANSWER: Final = 262_144
+LONGEST_ANSWER: Final = 100_000
 MOST_DIMENSIONS: Final = 8192
 
 log = get_logger("assist")

@@ -31,7 +31,9 @@ MOST_READ: Final = 20
 MOST_KEYS: Final = 3
 LONGEST_TITLE: Final = 255
 LONGEST_DESCRIPTION: Final = 8000
-LONGEST_PREVIEW: Final = 20_000
+LONGEST_PREVIEW: Final = 6000
+# Looking at the reply again for each few characters would be work without a gain.
+PREVIEW_STEP: Final = 24
 
 _KEY = re.compile(r"(?<![\w-])[A-Za-z][A-Za-z0-9]{1,9}-[0-9]{1,18}(?![\w-])", re.ASCII)
 
@@ -244,7 +246,7 @@ class Chat:
             CHAT,
             parts,
             seconds=most - (self._clock.monotonic() - started),
-            listen=(lambda raw: listen(reply_so_far(raw))) if listen is not None else None,
+            listen=_previewing(listen) if listen is not None else None,
         )
         return None if answer is None else self._checked(answer, mentioned, cited(known))
 
@@ -284,12 +286,25 @@ def _details(ticket: Ticket) -> Part:
     return Part("details of a ticket", "\n".join(lines))
 
 
+def _previewing(listen: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what tells somebody of the reply in the text so far, now and then."""
+    looked = 0
+
+    def look(raw: str) -> None:
+        nonlocal looked
+        if looked + PREVIEW_STEP <= len(raw) <= LONGEST_PREVIEW:
+            looked = len(raw)
+            listen(reply_so_far(raw))
+
+    return look
+
+
 _REPLY = re.compile(r'\s*\{\s*"reply"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
 
 
 def reply_so_far(raw: str) -> str:
     """Return what can be shown of the reply in a JSON text that is not finished yet."""
-    match = _REPLY.match(raw[:LONGEST_PREVIEW])
+    match = _REPLY.match(raw)
     if match is None:
         return ""
     # Half an escape, half a surrogate pair, half a tag or half a link is not shown yet.

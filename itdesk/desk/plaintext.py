@@ -40,9 +40,12 @@ def readable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text of any number of lines without markup, links and unseen characters."""
+    """Return a text of any number of lines without markup, links and unseen characters.
+
+    It is never longer than what was given: one space takes the place of one character or more.
+    """
     text = readable(text)
-    text = _LINK_LEFT.sub("] ", _LINK.sub(r" \1 ", text))
+    text = _LINK_LEFT.sub(" ", _LINK.sub(r" \1 ", text))
     text = _TAG_LEFT.sub(" ", _TAG.sub(" ", text))
     text = _WWW.sub(" ", _SCHEME.sub(" ", text))
     lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
