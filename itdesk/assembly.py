@@ -114,6 +114,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
+        search = Search(db, reads)
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics)
         mail = Mail(db, settings, metrics)
@@ -145,7 +146,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             tickets=Tickets(
                 db,
                 plugins,
-                reads,
+                search,
                 default_project=settings.tickets.default_project,
                 forget_files=forget_files,
             ),
@@ -157,7 +158,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             reads=reads,
-            search=Search(reads),
+            search=search,
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),

@@ -23,9 +23,8 @@ from itdesk.actors.settler import Settler
 from itdesk.actors.watch import Watch
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
-from itdesk.api.dispatch import build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Route
-from itdesk.api.websocket import HUB
 from itdesk.assembly import open_desk
 from itdesk.config import Settings
 from itdesk.desk import Desk
@@ -117,9 +116,8 @@ async def _start(
     )
     hub = Hub(desk)
     supervisor = _actors(desk, hub, embedded)
-    app = build_app(desk, await all_routes(desk))
-    app[HUB] = hub
-    server = HttpServer(app, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
+    dispatcher = Dispatcher(desk, await all_routes(desk), hub)
+    server = HttpServer(dispatcher, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
     reloader = Reloader(desk, server, read)
     supervisor.add(reloader)
     await server.start()

@@ -16,6 +16,7 @@ from itdesk.model import Caller, Grant, Role
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from itdesk.api.dispatch import Dispatcher
     from itdesk.desk import Desk
 
 
@@ -82,8 +83,9 @@ class ListQuery(Query):
 class Call:
     """One request after it was authenticated, authorised and validated."""
 
-    request: "web.Request"
+    request: "web.BaseRequest"
     desk: "Desk"
+    dispatcher: "Dispatcher"
     caller: Caller
     path: Mapping[str, str]
     body: Any = None

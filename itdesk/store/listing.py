@@ -37,7 +37,9 @@ _ROW = f"""
 _FROM = """
     tickets t JOIN projects p ON p.id = t.project_id CROSS JOIN LATERAL (
         SELECT ARRAY(SELECT user_id::text FROM ticket_assignees
-                     WHERE ticket_id = t.id ORDER BY position) AS ids) AS a
+                     WHERE ticket_id = t.id ORDER BY position) AS ids
+        -- Keeps it from being looked up once for each column that uses it.
+        OFFSET 0) AS a
 """
 
 

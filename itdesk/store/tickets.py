@@ -15,7 +15,7 @@ import asyncpg
 from itdesk.errors import NotFound
 from itdesk.model import Category, Event, External, Priority, Role, Status, Ticket
 from itdesk.store import jobs as queue
-from itdesk.store.db import Contention
+from itdesk.store.failures import Contention
 from itdesk.store.jobs import NewJob
 
 _COLUMNS = """
