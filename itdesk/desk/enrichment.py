@@ -82,8 +82,10 @@ class Enrichment:
         self._words = words
         self._ai = settings.ai
 
-    def job_type(self, *, on: bool) -> JobType:
-        """Return the kind of job that looks at a new ticket; none is queued unless it is on."""
+    def job_type(self, *, modelled: bool) -> JobType:
+        """Return the kind of job that looks at a new ticket; none is queued unless it is wanted."""
+        wanted = modelled or bool(self._ai.auto_apply)
+        on = wanted if self._ai.enrich is None else self._ai.enrich
         return JobType(
             name=ENRICH,
             handle=self._enrich,

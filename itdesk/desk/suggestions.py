@@ -125,11 +125,13 @@ class Suggestions:
         caller.require(Role.AGENT, "accept suggestions")
         async with self._db.transaction() as tx:
             ticket, found = await self._open(tx, caller, ref, suggestion, if_match)
-            await self._perform(tx, caller, ticket, found, text)
+            accepted = _audited(caller, "suggestion.accepted", ticket, found)
+            tx.record(accepted)
+            because = replace(caller, cause_id=accepted.id)
+            await self._perform(tx, because, ticket, found, text)
             decided = await suggestions.decide(
                 tx.conn, found.id, SuggestionState.ACCEPTED, by=caller.user_id
             )
-            tx.record(_audited(caller, "suggestion.accepted", ticket, found))
             after = await tickets.find(tx.conn, str(ticket.id), scope=caller.scope)
         return Decided(decided, after)
 
@@ -158,12 +160,14 @@ class Suggestions:
                     code="E_SUGGESTION_STALE",
                     details={"current": getattr(ticket, found.kind)},
                 )
+            reverted = _audited(caller, "suggestion.reverted", ticket, found)
+            tx.record(reverted)
+            because = replace(caller, cause_id=reverted.id)
             wanted = {found.kind.value: value_of(found.kind, found.replaced)}
-            after = await self._tickets.update(caller, str(ticket.id), wanted)
+            after = await self._tickets.update(because, str(ticket.id), wanted)
             decided = await suggestions.decide(
                 tx.conn, found.id, SuggestionState.REVERTED, by=caller.user_id
             )
-            tx.record(_audited(caller, "suggestion.reverted", ticket, found))
         return Decided(decided, after)
 
     async def report(self, caller: Caller, days: int) -> PrecisionReport:

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from itdesk.actors.worker import Worker
 from itdesk.desk.tickets import NewTicket
-from itdesk.errors import Conflict
+from itdesk.errors import ConfigError, Conflict
 from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
 from itdesk.runtime.actor import TICK
 from itdesk.store.paging import Window
@@ -97,6 +97,17 @@ async def test_without_a_model_and_without_being_asked_for_nothing_looks_at_tick
         ticket = await opened(bench, alice, "VPN is down")
         assert (ticket.version, ticket.predicted_category) == (1, None)
         assert await bench.sql("SELECT count(*) FROM jobs") == 0
+
+
+async def test_what_shall_happen_by_itself_needs_tickets_to_be_looked_at(
+    database_url: str,
+) -> None:
+    wanted = {"ITDESK_AI__AUTO_APPLY": '["category"]'}
+    async with bench_on(database_url, **wanted) as bench:
+        assert (await opened(bench, await bench.person(), "VPN is down")).version == 2
+    with pytest.raises(ConfigError, match="auto_apply"):
+        async with bench_on(database_url, **wanted, ITDESK_AI__ENRICH="false"):
+            raise AssertionError("it started")
 
 
 async def test_rules_predict_beside_what_people_said_in_one_version(plain: Bench) -> None:

@@ -70,7 +70,11 @@ async def test_each_kind_does_what_it_proposes_in_one_version_as_who_accepts_it(
             ("ticket.created", "api", 1), ("ticket.updated", "api", 2),
         ]  # fmt: skip
     assert done.ticket.resolution == f"Duplicate of {original.key}."
-    audited = await bench.sql("SELECT count(*) FROM events WHERE type = 'suggestion.accepted'")
+    # Each change says which decision it follows from.
+    audited = await bench.sql(
+        "SELECT count(*) FROM events AS e JOIN events AS why ON why.id = e.cause_id"
+        " WHERE e.type = 'ticket.updated' AND why.type = 'suggestion.accepted'"
+    )
     assert audited == 4
 
 
