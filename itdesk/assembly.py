@@ -14,6 +14,7 @@ from itdesk.desk.attachments import Attachments, Rules
 from itdesk.desk.backups import Backups
 from itdesk.desk.chat import Chat
 from itdesk.desk.engines import Engines
+from itdesk.desk.enrichment import Enrichment
 from itdesk.desk.factors import Factors
 from itdesk.desk.guesses import Guesses
 from itdesk.desk.identities import Identities
@@ -24,6 +25,7 @@ from itdesk.desk.keys import Keys
 from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.limits import RateLimits
 from itdesk.desk.mail import Mail
+from itdesk.desk.meanings import Meanings
 from itdesk.desk.mirror import Mirror
 from itdesk.desk.notices import Notices
 from itdesk.desk.passwords import Passwords
@@ -44,8 +46,10 @@ from itdesk.desk.search import Search
 from itdesk.desk.second_factor import SecondFactors
 from itdesk.desk.sessions import Sessions
 from itdesk.desk.signups import Signups
+from itdesk.desk.similar import Similarity
 from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
+from itdesk.desk.suggestions import Suggestions
 from itdesk.desk.switchboard import Switchboard
 from itdesk.desk.switches import Switches, storage_plugin, told
 from itdesk.desk.tickets import Tickets
@@ -55,6 +59,7 @@ from itdesk.desk.urlsigner import UrlSigner
 from itdesk.desk.verification import Verification
 from itdesk.desk.views import Views
 from itdesk.desk.wordlists import Wordlists
+from itdesk.desk.writing import Writing
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
@@ -169,6 +174,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             recommendations=Recommendations(db, reads),
             upload_dir=settings.storage.local.upload_dir,
         )
+        desk.suggestions = Suggestions(db, reads, desk.tickets, clock, metrics)
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
@@ -247,6 +253,19 @@ async def _open_assist(desk: Desk) -> None:
     )
     desk.triage = Triage(desk.db, desk.assist, desk.knowledge, words, clock)
     desk.chat = Chat(desk.assist, desk.knowledge, words, desk.triage, desk.tickets, clock)
+    _open_suggestions(desk, words)
+
+
+def _open_suggestions(desk: Desk, words: Wordlists) -> None:
+    """Give the desk what suggests, writes and compares, and the work in the background for it."""
+    db, ai, assist = desk.db, desk.settings.ai, desk.assist
+    meanings = Meanings(db, assist, seconds=ai.embedding_seconds)
+    desk.meanings = meanings
+    desk.similar = Similarity(db, desk.reads, meanings)
+    desk.writing = Writing(db, assist, desk.knowledge, words, desk.clock)
+    enrichment = Enrichment(db, desk.tickets, desk.similar, desk.triage, words, desk.settings)
+    desk.jobs.register(enrichment.job_type(modelled=assist.model is not None))
+    desk.schedules.register(meanings.schedule())
 
 
 async def _open_work(desk: Desk) -> None:
@@ -260,7 +279,7 @@ async def _open_work(desk: Desk) -> None:
     desk.jobs.register(*desk.verification.jobs(), *desk.recovery.jobs())
     desk.schedules.register(desk.mail.schedule())
     desk.jobs.register(desk.mail.job_type(), desk.notices.job_type())
-    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure]
+    desk.jobs.gauges += [desk.mail.waiting, desk.backups.measure, desk.suggestions.measure]
     desk.trackers = await desk.plugins.trackers(desk)
     for kinds in (await desk.plugins.jobs(desk)).values():
         desk.jobs.register(*kinds)

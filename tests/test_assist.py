@@ -22,6 +22,8 @@ QUICK = {
     "ITDESK_SCANNER__ENABLED": "false",
     "ITDESK_AI__TIMEOUT_SECONDS": str(BUDGET),
     "ITDESK_AI__BREAKER_SECONDS": "1",
+    # What becomes of new tickets is asked in test_suggestions.
+    "ITDESK_AI__ENRICH": "false",
     "ITDESK_TICKETS__SEARCH_MILLISECONDS": "2000",
 }
 

@@ -92,6 +92,8 @@ def desk(pg_server: Server, ollama: FakeOllama, handbook: Handbook) -> Iterator[
     daemon = make_daemon(
         url,
         ITDESK_SCANNER__ENABLED="false",
+        # What becomes of new tickets is asked in test_suggestions.
+        ITDESK_AI__ENRICH="false",
         OLLAMA_BASE_URL=ollama.url,
         ITDESK_AI__TIMEOUT_SECONDS="5",
         ITDESK_AI__CONCURRENCY="16",

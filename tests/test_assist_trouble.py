@@ -38,6 +38,8 @@ def desk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     daemon = make_daemon(
         url,
         ITDESK_SCANNER__ENABLED="false",
+        # What becomes of new tickets is asked in test_suggestions.
+        ITDESK_AI__ENRICH="false",
         OLLAMA_BASE_URL=ollama.url,
         ITDESK_AI__TIMEOUT_SECONDS=str(BUDGET),
         ITDESK_AI__CONCURRENCY=str(AT_ONCE),

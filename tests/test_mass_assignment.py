@@ -99,6 +99,7 @@ CASES: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
     ("POST /tickets", "agent", {"title": "A good one"}, _OPEN | _ASSIGN | {"assignee"}, set()),
     ("POST /tickets/{ticket}/comments", "user", {"body": "x"}, _SAID, {"internal"}),
     ("POST /tickets/{ticket}/comments", "agent", {"body": "x"}, _SAID | {"internal"}, set()),
+    ("POST /tickets/{ticket}/suggestions/{suggestion}/accept", "agent", {}, {"text"}, set()),
     ("PATCH /users/{user}", "user", {}, _SELF, _USER - _SELF),
     ("PUT /users/{user}", "user", {}, _SELF, _USER - _SELF),
     ("PATCH /users/{agent}", "agent", {}, _SELF, _USER - _SELF),
@@ -263,6 +264,8 @@ class Scene:
             "target": self.target["id"],
             "view": self.view["id"],
             "plugin": "filesystem",
+            # What is in a body is looked at before what it is for.
+            "suggestion": self.ticket["id"],
             **{role: person.id for role, person in self.people.items()},
         }
 
@@ -444,7 +447,7 @@ async def test_the_cases_are_every_write_of_the_api(scene: Scene) -> None:
     named = {
         case[0].replace("{project}", "{id}").replace("{user}", "{id}").replace("{agent}", "{id}")
         .replace("{manager}", "{id}").replace("{workflow}", "{id}").replace("{target}", "{id}")
-        .replace("{view}", "{id}")
+        .replace("{view}", "{id}").replace("{suggestion}", "{id}")
         for case in CASES
     }  # fmt: skip
     assert named == writes

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from itdesk.desk.knowledge import Knowledge
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
+    from itdesk.desk.meanings import Meanings
     from itdesk.desk.mirror import Mirror
     from itdesk.desk.notices import Notices
     from itdesk.desk.people import People
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
+    from itdesk.desk.similar import Similarity
     from itdesk.desk.stats import Statistics
+    from itdesk.desk.suggestions import Suggestions
     from itdesk.desk.switchboard import Switchboard
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
+    from itdesk.desk.writing import Writing
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
@@ -92,6 +96,10 @@ class Desk:
     reports: Reports
     recommendations: Recommendations
     upload_dir: Path
+    similar: Similarity = field(init=False)
+    suggestions: Suggestions = field(init=False)
+    writing: Writing = field(init=False)
+    meanings: Meanings = field(init=False)
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
     people: People = field(init=False)
