@@ -109,6 +109,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
+        search = Search(db, reads)
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics, tracing)
         mail = Mail(db, settings, metrics)
@@ -141,7 +142,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             tickets=Tickets(
                 db,
                 plugins,
-                reads,
+                search,
                 default_project=settings.tickets.default_project,
                 forget_files=forget_files,
             ),
@@ -153,7 +154,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             schedules=Schedules(db, jobs),
             stats=Statistics(db),
             reads=reads,
-            search=Search(reads),
+            search=search,
             views=Views(db, most=settings.tickets.views_per_person),
             reports=Reports(reads),
             recommendations=Recommendations(db, reads),

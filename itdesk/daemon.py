@@ -1,6 +1,7 @@
 """The daemon: starts everything on top of the desk, in order, and stops it in reverse."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -24,9 +25,8 @@ from itdesk.actors.switcher import Switcher
 from itdesk.actors.watch import Watch
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
-from itdesk.api.dispatch import DISPATCHER, build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Route
-from itdesk.api.websocket import HUB
 from itdesk.assembly import open_desk
 from itdesk.config import Settings
 from itdesk.desk import Desk
@@ -118,16 +118,18 @@ async def _start(
     )
     hub = Hub(desk)
     supervisor = _actors(desk, hub, embedded)
-    app = build_app(desk, await all_routes(desk))
-    app[HUB] = hub
-    desk.switchboard.reroute = lambda: app[DISPATCHER].serve(table(desk))
-    server = HttpServer(app, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
+    dispatcher = Dispatcher(desk, await all_routes(desk), hub)
+    desk.switchboard.reroute = lambda: dispatcher.serve(table(desk))
+    server = HttpServer(dispatcher, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
     reloader = Reloader(desk, server, read)
     supervisor.add(reloader)
     await server.start()
     stack.push_async_callback(server.stop)
     # Last, because this password is told once: a start that fails must not have made it.
     first_admin = None if settings.production else await first_administrator(desk)
+    # What is there now stays: a full collection that looked through it all would hold up the loop.
+    gc.collect()
+    gc.freeze()
     return supervisor, server, Ready(server.url, first_admin), reloader
 
 

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 import itdesk
 from itdesk.api.aliases import twins
@@ -118,9 +117,6 @@ class Document:
 
     def _make(self, routes: Sequence[Route]) -> bytes:
         return orjson.dumps(document(routes, self._cookie))
-
-
-DOCUMENT: web.AppKey[Document] = web.AppKey("openapi", Document)
 
 
 def document(routes: Sequence[Route], cookie: str) -> Json:

@@ -30,7 +30,8 @@ from itdesk.hookspecs import (
 from itdesk.model import SYSTEM, Caller, Change, Event, LinkedIdentity, Role, Source, new_id
 from itdesk.runtime.log import get_logger
 from itdesk.store import identities, users
-from itdesk.store.db import Contention, Database, Transaction
+from itdesk.store.db import Database, Transaction
+from itdesk.store.failures import Contention
 from itdesk.store.identities import Passage
 
 T = TypeVar("T")

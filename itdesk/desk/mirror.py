@@ -21,7 +21,8 @@ from itdesk.model import Caller, Role, Source, new_id
 from itdesk.remote import Mirrored, RemoteIssue, SyncState
 from itdesk.runtime.clock import Clock
 from itdesk.store import mirrors
-from itdesk.store.db import Contention, Database
+from itdesk.store.db import Database
+from itdesk.store.failures import Contention
 
 ATTEMPTS: Final = 5
 MOST_AT_ONCE: Final = 4

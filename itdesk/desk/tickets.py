@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
-from itdesk.desk.reads import Reads
+from itdesk.desk.search import Search
 from itdesk.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
 from itdesk.model import (
     TRANSITIONS,
@@ -64,14 +64,14 @@ class Tickets:
         self,
         db: Database,
         auditor: Auditor,
-        reads: Reads,
+        search: Search,
         *,
         default_project: str,
         forget_files: Callable[[Sequence[tuple[str, str | None]]], Awaitable[None]],
     ) -> None:
         self._db = db
         self._auditor = auditor
-        self._reads = reads
+        self._search = search
         self._default_project = default_project
         self._forget_files = forget_files
 
@@ -95,11 +95,16 @@ class Tickets:
         async with self._db.connection() as conn:
             return await tickets.find(conn, ref, scope=caller.scope)
 
-    async def get_by_key(self, caller: Caller, key: str) -> Ticket:
-        """Return the ticket with this key, if the caller may see it."""
+    async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
+        """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
+        async with self._db.connection() as conn:
+            return await listing.one(conn, ref, scope=caller.scope)
+
+    async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
+        """Return the ticket with this key as JSON spells it, if the caller may see it."""
         if "-" not in key or key.count("-") > 1:
             raise NotFound.of("ticket")
-        return await self.get(caller, key)
+        return await self.show(caller, key)
 
     async def list(
         self,
@@ -110,9 +115,10 @@ class Tickets:
         window: Window,
     ) -> Page[listing.TicketRow]:
         """Return one page of the tickets that the caller may see, as JSON spells them."""
-        lent = self._db.connection() if wanted.q is None else self._reads.searching()
-        async with lent as conn:
-            scope = caller.scope
+        if wanted.q is not None:
+            return await self._search.page(caller, wanted, sort=sort, window=window)
+        scope = caller.scope
+        async with self._db.connection() as conn:
             page = await listing.list_page(conn, wanted, scope=scope, sort=sort, window=window)
             total = await listing.count(conn, wanted, scope=scope) if window.count else None
         return replace(page, total=total)

@@ -12,7 +12,7 @@ import orjson
 from aiohttp import ClientSession
 
 from itdesk.actors.http import HttpServer
-from itdesk.api.dispatch import build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Route
 from itdesk.config import Settings
 from itdesk.desk.limits import RateLimits
@@ -133,10 +133,10 @@ class Answer:
 @asynccontextmanager
 async def serving(desk: SmallDesk, routes: Iterable[Route]) -> AsyncIterator[Server]:
     """Serve these routes on a free port."""
-    app = build_app(cast("Desk", desk), routes)
+    dispatcher = Dispatcher(cast("Desk", desk), routes)
     log_fd = os.memfd_create("log")
     restore = log.configure(fd=log_fd)
-    http = HttpServer(app, desk.settings.server, desk.clock)
+    http = HttpServer(dispatcher, desk.settings.server, desk.clock)
     await http.start()
     async with ClientSession(http.url, auto_decompress=False) as client:
         try:
