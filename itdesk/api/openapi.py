@@ -102,11 +102,15 @@ class Document:
         self._routes = routes
         self._cookie = cookie
         self._content: bytes | None = None
+        self._making = asyncio.Lock()
 
     async def content(self) -> bytes:
         """Return the document as JSON; making it takes a while, so that a thread does it."""
         if self._content is None:
-            self._content = await asyncio.to_thread(self._make)
+            # Once, however many ask at the beginning: it takes a processor for a second.
+            async with self._making:
+                if self._content is None:
+                    self._content = await asyncio.to_thread(self._make)
         return self._content
 
     def _make(self) -> bytes:
