@@ -16,6 +16,7 @@ from itdesk.commands import (
     jobs,
     keys,
     mail,
+    manual,
     operation,
     people,
     samples,
@@ -100,6 +101,7 @@ for module in (
     mail,
     storage,
     samples,
+    manual,
 ):
     for command in module.COMMANDS:
         main.add_command(command)

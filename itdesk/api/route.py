@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from itdesk.model import Caller, Grant, Role
+from itdesk.model import Caller, Grant, Role, Ticket
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -169,12 +169,15 @@ class Route:
         return self.path if self.root else f"/api/v1{self.path}"
 
 
-def one(versioned: Any, *, status: int = 200, location: str | None = None) -> Reply:
+def one(
+    ticket: Ticket | Mapping[str, Any], *, status: int = 200, location: str | None = None
+) -> Reply:
     """Answer one ticket with its version as the ETag."""
-    headers = {"ETag": f'"{versioned.version}"'}
+    version = ticket.version if isinstance(ticket, Ticket) else ticket["version"]
+    headers = {"ETag": f'"{version}"'}
     if location is not None:
         headers["Location"] = location
-    return Reply(versioned, status, headers)
+    return Reply(ticket, status, headers)
 
 
 def created(body: Any, location: str) -> Reply:

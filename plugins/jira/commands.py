@@ -19,7 +19,7 @@ SOME_FAILED: Final = 2
 LONGEST_CELL: Final = 48
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  itdesk jira reconcile --since 2026-01-31T12:00:00Z")
 @click.option("--since", help="Only what changed after this time, such as 2026-01-31T12:00:00Z.")
 @click.option("--project-key", help="Only this project of Jira's [plugins.jira.project_key].")
 @click.pass_obj
