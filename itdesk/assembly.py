@@ -50,6 +50,8 @@ from itdesk.desk.similar import Similarity
 from itdesk.desk.spool import Spool
 from itdesk.desk.stats import Statistics
 from itdesk.desk.suggestions import Suggestions
+from itdesk.desk.switchboard import Switchboard
+from itdesk.desk.switches import Switches, storage_plugin, told
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.tokens import Tokens
 from itdesk.desk.triage import Triage
@@ -61,9 +63,13 @@ from itdesk.desk.writing import Writing
 from itdesk.errors import ConfigError
 from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.postgres import EmbeddedPostgres
+from itdesk.runtime.tracing import Tracing
 from itdesk.store.db import Database, Limits
+
+log = get_logger("assist")
 
 
 @asynccontextmanager
@@ -95,7 +101,7 @@ async def open_database(settings: Settings, url: str) -> AsyncIterator[Database]
 @asynccontextmanager
 async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
     """Build the desk on a migrated database, with its plugins entered; no actor runs yet."""
-    clock, metrics = Clock(), Metrics()
+    clock, metrics, tracing = Clock(), Metrics(), Tracing()
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(open_database(settings, url))
         secret = settings.auth.jwt_secret
@@ -106,17 +112,20 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         passwords = Passwords(settings.auth.bcrypt_cost, minimum=settings.auth.password_min_length)
         stack.callback(passwords.close)
+        switches = Switches(db, settings)
+        begun = await switches.read()
         plugins = Plugins.load(
             settings.enabled_plugins(),
             directories=settings.plugin_host.directories,
             metrics=metrics,
             safe_mode=settings.plugin_host.safe_mode,
+            off={name: told(one) for name, one in begun.items() if not one.enabled},
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
         search = Search(db, reads)
         tokens = Tokens(keys, clock, file=key_file)
-        jobs = Jobs(db, settings.jobs, clock, metrics)
+        jobs = Jobs(db, settings.jobs, clock, metrics, tracing)
         mail = Mail(db, settings, metrics)
         proofs = Proofs(mail, settings, keys.derive("verification-codes"))
         factors = Factors(keys.derive("second-factors"), clock)
@@ -130,6 +139,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
             settings=settings,
             clock=clock,
             metrics=metrics,
+            tracing=tracing,
             db=db,
             plugins=plugins,
             tokens=tokens,
@@ -175,6 +185,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         providers = await plugins.identity_providers(desk)
         desk.identities = Identities(db, desk.accounts, sessions, providers, settings)
         await _open_work(desk)
+        desk.switchboard = Switchboard(desk, switches, begun)
         yield desk
 
 
@@ -235,6 +246,8 @@ async def _open_assist(desk: Desk) -> None:
     desk.assist = Assist(settings, clock, desk.metrics)
     if settings.ai.plugin is not None:
         desk.assist.model = (await desk.plugins.models(desk)).get(settings.ai.plugin)
+        if desk.assist.model is None:
+            log.warning("rules answer: there is no language model", plugin=settings.ai.plugin)
     desk.knowledge = Knowledge(
         desk.reads, clock, partial(desk.plugins.knowledge, desk), most=settings.ai.top_matches
     )
@@ -280,7 +293,7 @@ async def _open_work(desk: Desk) -> None:
 
 
 async def _chosen_storage(desk: Desk) -> Storage:
-    wanted = {"local": "filesystem", "s3": "s3"}[desk.settings.storage.backend or "local"]
+    wanted = storage_plugin(desk.settings)
     storages = await desk.plugins.storages(desk)
     if wanted not in storages:
         health = (await desk.plugins.health()).get(wanted)

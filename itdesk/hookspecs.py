@@ -17,7 +17,7 @@ may be `def` or `async def`, and may leave out arguments that it does not need:
 
 A hook that raises, returns something else than promised or exceeds its time (`timeout_seconds`,
 5) is logged and counted with the plugin's name and never reaches the desk or another plugin. When
-that happens at the start the plugin is out until the next one, and shown by /readyz. A section may
+that happens at the start the plugin is out until it is enabled, and shown by /readyz. A section may
 say `required = true`: then the desk does not start without the plugin. A plain `def` runs on the
 event loop: what takes longer than a few milliseconds belongs into a thread.
 """
@@ -322,7 +322,7 @@ class Health:
 
 @hookspec
 def itdesk_lifespan(desk: "Desk") -> AbstractAsyncContextManager[None]:  # type: ignore[empty-body]
-    """Return a context that is entered before the daemon serves and left after it stopped.
+    """Return a context: entered before the daemon serves or the plugin is on, left when that ends.
 
     Clients and sessions belong here. Plugins are left in the reverse order of entering.
     """

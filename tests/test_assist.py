@@ -1,13 +1,14 @@
 """Suggestions and the chat, from a real daemon over real sockets, with rules and with a model."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
+from itdesk.api import ROUTES
+from tests.support.daemon import Live, Person, live_on, make_daemon, wait
 from tests.support.ollama import FakeOllama, ollama_beside
 from tests.support.postgres import Server
 
@@ -127,30 +128,6 @@ async def test_recommendations_are_in_the_language_of_the_ticket(live: Live) -> 
     ]
     assert [len(one) for one in said] == [4, 4]
     assert "Tickets" in said[0][2] and "solved tickets" in said[1][2]
-
-
-async def test_the_agent_with_the_fewest_open_tickets_is_suggested(pg_server: Server) -> None:
-    """R62: active agents only, ties by name."""
-    async with started(pg_server, **QUICK) as desk:
-        names = ("Bea", "adam", "Carl", "Aaron")
-        agents = {name: await desk.person("agent", name=name) for name in names}
-        await desk.person("manager", name="A boss")
-        await desk.person("user", name="A customer")
-        gone = agents["Aaron"]
-        (await desk.admin.patch(f"/users/{gone.id}", {"is_active": False})).expect(200)
-
-        async def suggested() -> str:
-            answer = await desk.admin.post("/ai/classify", {"title": "Anything"})
-            name: str = answer.expect(200)["assignee"]["name"]
-            return name
-
-        assert await suggested() == "adam"
-        first = await desk.admin.ticket(assignee_id=agents["adam"].id)
-        assert await suggested() == "Bea"
-        await desk.admin.ticket(assignee_id=agents["Bea"].id)
-        assert await suggested() == "Carl"
-        (await desk.admin.patch(f"/tickets/{first['key']}", {"status": "closed"})).expect(200)
-        assert await suggested() == "adam"
 
 
 async def test_an_explicit_wish_gives_a_draft_that_can_be_sent(live: Live) -> None:
@@ -321,6 +298,28 @@ async def test_an_explicit_wish_is_granted_whatever_the_model_thinks(
     assert answer["reply"] == "No." and answer["source"] == "ollama"
 
 
+async def test_the_model_shows_no_other_ticket_than_the_person_named(
+    modelled: Live, model: FakeOllama
+) -> None:
+    """R63: neither one that the person may not read, nor any that the model thinks of."""
+    owner, stranger = await modelled.person(), await modelled.person()
+    own, other = await owner.ticket("My own"), await stranger.ticket("Not yours")
+    said = {"reply": "Look.", "action": "show_ticket"}
+
+    def names(key: str | None) -> Callable[[str, Any], Any]:
+        return lambda prompt, schema: {**said, "ticket_key": key}
+
+    for key in (other["key"], "TSK-99999999", None):
+        model.says = names(key)
+        answer = await chat(owner, f"How are {own['key']} and {other['key']}?")
+        assert answer["action"] is None and answer["shown"] is None
+        assert answer["source"] == "ollama"
+    model.says = names(own["key"].lower())
+    answer = await chat(owner, f"How is {own['key']}?")
+    assert answer["action"] == "show_ticket" and answer["shown"]["id"] == own["id"]
+    assert "Not yours" not in str(model.asked) and "My own" in model.prompts()[0]
+
+
 async def test_the_models_draft_can_be_sent(modelled: Live, model: FakeOllama) -> None:
     """S4-59: whatever the model adds, R27 accepts it."""
     model.says = lambda prompt, schema: {
@@ -332,6 +331,12 @@ async def test_the_models_draft_can_be_sent(modelled: Live, model: FakeOllama) -
     draft = (await chat(user, "My fan is broken"))["ticket"]
     assert draft["title"] == "Broken fan" and draft["tags"] == ["ai-draft", "fan"]
     (await user.post("/tickets", draft)).expect(201)
+
+
+def test_what_asks_a_model_has_a_limit_of_its_own() -> None:
+    """R62, R63: the rate class ai."""
+    rates = {route.id: route.rate for route in ROUTES}
+    assert rates["R62"] == rates["R63"] == "ai"
 
 
 async def test_unset_no_model_is_asked(live: Live, model: FakeOllama) -> None:

@@ -166,7 +166,8 @@ async def test_an_answer_that_is_not_as_asked_is_not_used(
 ) -> None:
     """P-09: values, numbers and lengths are checked; the breaker stays closed."""
     model.says = lambda prompt, schema: said
-    assert await answered(desk, "rules")
+    for _ in range(4):
+        assert await answered(desk, "rules")
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 0
     model.says = lambda prompt, schema: {
         "priority": "high", "category": "network", "recommendations": ["a", "b"],
@@ -182,6 +183,9 @@ async def test_a_model_that_is_down_is_left_alone_for_a_while(
     for _ in range(3):
         assert await answered(desk, "rules")
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 1
+    ready = (await desk.nobody.call("GET", "/readyz")).expect(200)
+    assert ready["status"] == ready["checks"]["assist"]["status"] == "degraded"
+    assert "did not answer in time" in ready["checks"]["assist"]["reason"]
     asked = len(model.calls())
     found, seconds = await timed(desk.admin.post("/ai/classify", TICKET))
     assert found.expect(200)["source"] == "rules"
@@ -189,19 +193,24 @@ async def test_a_model_that_is_down_is_left_alone_for_a_while(
     model.mode = "ok"
     await until(lambda: answered(desk, "ollama"))
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 0
+    ready = (await desk.nobody.call("GET", "/readyz")).expect(200)
+    assert ready["checks"]["assist"] == {"status": "ok", "reason": ""}
+
+
+async def _crowd(desk: Live) -> tuple[list[Any], float]:
+    """Return what 200 chats of ten people at once say, and how long the longest of them took."""
+    people = [desk.admin, *[await desk.person() for _ in range(9)]]
+    asked = [timed(people[n % 10].post("/ai/chat", HELLO)) for n in range(200)]
+    found = await asyncio.gather(*asked)
+    return [answer for answer, _ in found], max(seconds for _, seconds in found)
 
 
 async def test_200_chats_at_once_are_all_answered(desk: Live, model: FakeOllama) -> None:
     """P-09: a bounded line, as many at the model as it may have, no error, nobody waits long."""
-    people = [desk.admin, *[await desk.person() for _ in range(9)]]
     full = await metric(desk, "itdesk_assist_seconds_count", outcome="busy")
     model.mode, model.seconds_a_token = "slow", 0.001
     model.says = lambda prompt, schema: {"reply": "Turn it off and on again. " * 10}
-    asked = [timed(people[n % 10].post("/ai/chat", HELLO)) for n in range(200)]
-    answers, longest = [], 0.0
-    for answer, seconds in await asyncio.gather(*asked):
-        answers.append(answer)
-        longest = max(longest, seconds)
+    answers, longest = await _crowd(desk)
     assert [one.status for one in answers] == [200] * 200
     sources = [one.json["source"] for one in answers]
     assert "rules" in sources and set(sources) <= {"rules", "ollama"}
@@ -211,6 +220,35 @@ async def test_200_chats_at_once_are_all_answered(desk: Live, model: FakeOllama)
     assert longest < 30
     model.reset()
     await until(lambda: answered(desk, "ollama"))
+
+
+async def test_200_chats_at_a_model_that_stalls_are_answered_by_rules(
+    desk: Live, model: FakeOllama
+) -> None:
+    """P-09: the first ones wait for the budget, the others for nothing."""
+    model.mode = "stall"
+    asked = len(model.calls())
+    answers, longest = await _crowd(desk)
+    assert [one.status for one in answers] == [200] * 200
+    assert {one.json["source"] for one in answers} == {"rules"}
+    assert len(model.calls()) - asked <= AT_ONCE + QUEUE + 3
+    assert longest < 30
+
+
+@pytest.mark.slow
+async def test_as_it_comes_nobody_waits_longer_than_three_seconds(pg_server: Server) -> None:
+    """P-09, long: the default budget, a stall of a minute, one token a second, 200 chats each."""
+    with ollama_beside() as ollama:
+        async with started(
+            pg_server, OLLAMA_BASE_URL=ollama.url, ITDESK_SCANNER__ENABLED="false"
+        ) as desk:
+            for mode in ("stall", "slow", "huge"):
+                ollama.mode = mode
+                answers, longest = await _crowd(desk)
+                assert {one.json["source"] for one in answers} == {"rules"}, mode
+                assert longest < 3 + SLACK, mode
+                alone, seconds = await timed(desk.admin.post("/ai/classify", TICKET))
+                assert alone.expect(200)["source"] == "rules" and seconds < 3.5, mode
 
 
 async def test_health_says_what_to_mend(desk: Live, model: FakeOllama) -> None:
@@ -231,14 +269,13 @@ async def test_health_says_what_to_mend(desk: Live, model: FakeOllama) -> None:
     try:
         await until(names_it)
         assert await metric(desk, "itdesk_ollama_up") == 0
-        doctor = await asyncio.to_thread(desk.daemon.run, "doctor")
-        assert "ollama pull llama3.2" in doctor.stdout + doctor.stderr
     finally:
         model.models = ("llama3.2:latest",)
     await until(is_well)
     assert await metric(desk, "itdesk_ollama_up") == 1
 
 
+@pytest.mark.slow
 async def test_nothing_listens_there(pg_server: Server) -> None:
     """S4-61: a refused connection; S4-15: the model that is asked for by default."""
     async with started(
@@ -248,3 +285,5 @@ async def test_nothing_listens_there(pg_server: Server) -> None:
         assert answer.expect(200)["source"] == "rules" and seconds < 3 + SLACK
         answer = await alone.admin.post("/ai/chat", HELLO)
         assert answer.expect(200)["source"] == "rules"
+        doctor = await asyncio.to_thread(alone.daemon.run, "doctor")
+        assert "Ollama at 127.0.0.1 cannot be reached" in doctor.stdout + doctor.stderr

@@ -577,6 +577,7 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         **dict.fromkeys(("R51", "R53"), RULE),
         "W2": {"rule": {key: RULE[key] for key in ("trigger", "actions")}},
         "W1": {"ids": [gone]},
+        "PL2": {"enabled": True},
         "W3": {"ticket": gone},
         **dict.fromkeys(
             ("W6", "W8"), {"name": "x", "url": "https://example.org/", "secret": "0123456789abcdef"}
@@ -584,7 +585,7 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
     }
     path = route.full_path.format(
         ticket=gone, id=gone, key="TSK-1", signed="x", release="", file="", client_id="c",
-        provider="none", identity=gone,
+        provider="none", identity=gone, plugin="filesystem",
     )  # fmt: skip
     yield path, bodies[route.id] if route.body is not None else None
 

@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "workflow": TWO,
     "workflow-target": TWO,
     "failed-mail": TWO,
+    "plugin": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -199,6 +200,8 @@ class World:
                 return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
+            case "plugin":
+                return {"plugin": "filesystem"}
             case "failed-mail":
                 return {"id": await self._failed_mail()}
             case "upload-link":
@@ -225,7 +228,8 @@ class World:
                 return {"signed": "bm90aGluZw.bm90aGluZw"}
             case "crossed-file":
                 return {"ticket": self.objects[caller, "ticket"]["ticket"], "id": gone}
-        return {"ticket": gone, "id": gone, "provider": "nobody", "identity": gone,
+        return {"ticket": gone, "id": gone, "provider": "nobody", "plugin": "none",
+                "identity": gone,
                 "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
                 "release": self.asset.split("/")[-2]}  # fmt: skip
 
@@ -251,6 +255,8 @@ class World:
             return await self.make(thing, caller, kind)
         if thing == "provider":
             return {"provider": "google"}
+        if thing == "plugin":
+            return {"plugin": "filesystem"}
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
         whose = kind if kind in ("team", "other") else caller
@@ -572,6 +578,7 @@ def test_the_policy_is_whole() -> None:
             "file",
             "client_id",
             "provider",
+            "plugin",
             "identity",
         }
         assert entry.get("object", "") in KINDS

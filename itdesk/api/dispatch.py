@@ -66,11 +66,22 @@ class Dispatcher:
 
     def __init__(self, desk: "Desk", routes: Iterable[Route], hub: "Hub | None" = None) -> None:
         routes = tuple(routes)
-        self.document = Document(routes, documented_cookie(desk.settings))
         self.hub = hub
         self._request = _requests_of(self)
         self._desk = desk
         self._settings = desk.settings
+        self.document = Document(routes, documented_cookie(desk.settings))
+        self.serve(routes)
+        self._origins = Origins(desk.settings)
+        token = desk.settings.metrics.token
+        self._operator_token = token.get_secret_value() if token else None
+        self._cookies = Cookies(desk.settings.auth)
+        self._limits = desk.limits
+        self._deadlines = Deadlines(desk.clock)
+        self.exchanges = Exchanges(desk, self._origins)
+
+    def serve(self, routes: tuple[Route, ...]) -> None:
+        """Answer by this table from now on; ValueError, and the one from before, if it is wrong."""
         for route in routes:
             if route.idempotent and route.who.role is None:
                 # All who are not signed in would share their keys, and so their answers.
@@ -78,15 +89,10 @@ class Dispatcher:
             if route.rate not in CLASSES:
                 known = ", ".join(sorted(CLASSES))
                 raise ValueError(f"{route.method} {route.full_path}: rate is one of {known}")
-        self._router = Router(routes)
-        self._origins = Origins(desk.settings)
-        self._queries = {id(route): payload.QueryReader(route.query) for route in routes}
-        token = desk.settings.metrics.token
-        self._operator_token = token.get_secret_value() if token else None
-        self._cookies = Cookies(desk.settings.auth)
-        self._limits = desk.limits
-        self._deadlines = Deadlines(desk.clock)
-        self.exchanges = Exchanges(desk, self._origins)
+        router = Router(routes)
+        queries = {id(route): payload.QueryReader(route.query) for route in routes}
+        self._router, self._queries = router, queries
+        self.document.describe(routes)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every failure is an answer as well."""
@@ -187,8 +193,10 @@ class Dispatcher:
     async def _serve(
         self, request: web.BaseRequest, route: Route, path: Mapping[str, str], exchange: Exchange
     ) -> web.StreamResponse:
+        # Before anything is waited for: meanwhile the table may become another one.
+        reader = self._queries[id(route)]
         caller = await self._authorised(request, route, exchange)
-        query = self._queries[id(route)].read(request.rel_url.raw_query_string)
+        query = reader.read(request.rel_url.raw_query_string)
         call = Call(
             request=request,
             desk=self._desk,

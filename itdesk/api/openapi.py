@@ -102,14 +102,21 @@ class Document:
         self._cookie = cookie
         self._content: bytes | None = None
 
+    def describe(self, routes: Sequence[Route]) -> None:
+        """Describe these from now on."""
+        self._routes, self._content = routes, None
+
     async def content(self) -> bytes:
         """Return the document as JSON; making it takes a while, so that a thread does it."""
-        if self._content is None:
-            self._content = await asyncio.to_thread(self._make)
-        return self._content
+        while (content := self._content) is None:
+            routes = self._routes
+            made = await asyncio.to_thread(self._make, routes)
+            if routes is self._routes:
+                self._content = made
+        return content
 
-    def _make(self) -> bytes:
-        return orjson.dumps(document(self._routes, self._cookie))
+    def _make(self, routes: Sequence[Route]) -> bytes:
+        return orjson.dumps(document(routes, self._cookie))
 
 
 def document(routes: Sequence[Route], cookie: str) -> Json:
@@ -223,6 +230,8 @@ def _path_parameters(route: Route) -> list[Json]:
 def _request_body(route: Route, schemas: Schemas) -> Json:
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
+    elif route.raw_body is not None:
+        schema = dict(route.raw_body)
     elif route.body_media == "multipart/form-data":
         file = {"type": "string", "format": "binary", "minLength": 1}
         schema = {

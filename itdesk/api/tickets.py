@@ -228,12 +228,12 @@ async def create(call: Call) -> Reply:
 
 async def read(call: Call) -> Reply:
     """Return a ticket by its id, key or number."""
-    return one(await call.desk.tickets.get(call.caller, call.path["ticket"]))
+    return one(await call.desk.tickets.show(call.caller, call.path["ticket"]))
 
 
 async def read_by_key(call: Call) -> Reply:
     """Return a ticket by its key."""
-    return one(await call.desk.tickets.get_by_key(call.caller, call.path["key"]))
+    return one(await call.desk.tickets.show_by_key(call.caller, call.path["key"]))
 
 
 async def update(call: Call) -> Reply:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from itdesk.desk.similar import Similarity
     from itdesk.desk.stats import Statistics
     from itdesk.desk.suggestions import Suggestions
+    from itdesk.desk.switchboard import Switchboard
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
     from itdesk.desk.triage import Triage
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
+    from itdesk.runtime.tracing import Tracing
     from itdesk.store.db import Database
 
 
@@ -66,6 +68,7 @@ class Desk:
     settings: Settings
     clock: Clock
     metrics: Metrics
+    tracing: Tracing
     db: Database
     plugins: Plugins
     tokens: Tokens
@@ -114,6 +117,7 @@ class Desk:
     automation: Automation = field(init=False)
     identities: Identities = field(init=False)
     runtime: Health = field(init=False)
+    switchboard: Switchboard = field(init=False)
     trackers: dict[str, Tracker] = field(default_factory=dict)
 
     async def readiness(self) -> dict[str, Any]:

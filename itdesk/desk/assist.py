@@ -30,6 +30,11 @@ LONGEST_MATERIAL: Final = 20_000
 LONGEST_ANSWER: Final = 100_000
 MOST_DIMENSIONS: Final = 8192
 
+_FAILURES: Final = {
+    "late": "did not answer in time (ai.timeout_seconds)",
+    "unavailable": "gave no answer",
+}
+
 log = get_logger("assist")
 
 
@@ -79,6 +84,7 @@ class Assist:
         self._turns = Turns(at_once=ai.concurrency, waiting=ai.queue)
         self._breaker = Breaker(clock, ai.breaker_seconds)
         self.model: LanguageModel | None = None
+        self._failure = ""
         self._answers = metrics.counter(
             "itdesk_assist_answers_total",
             "Answers, by what for and by who gave them: rules, or the model's plugin.",
@@ -99,7 +105,17 @@ class Assist:
     @property
     def available(self) -> bool:
         """Return whether it makes sense to prepare a question for the model now."""
-        return self.model is not None and not self._breaker.open
+        return self.model is not None and not self._breaker.open and not self._turns.full
+
+    @property
+    def problem(self) -> str:
+        """Return why the model is left alone at the moment, or nothing."""
+        if self.model is None or not self._breaker.open:
+            return ""
+        return (
+            f"the language model {_FAILURES.get(self._failure, 'failed')} several times in a row"
+            " and is left alone for a while: rules answer. `itdesk doctor` tries it"
+        )
 
     @property
     def embedding(self) -> str | None:
@@ -205,6 +221,7 @@ class Assist:
         if outcome in ("ok", "invalid"):
             self._breaker.worked()
         elif held:
+            self._failure = outcome
             self._breaker.failed()
         return answer
 

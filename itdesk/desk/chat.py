@@ -21,7 +21,7 @@ from itdesk.desk.tickets import Tickets
 from itdesk.desk.triage import KNOWLEDGE_SHARE, Cited, Triage, cited, material
 from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import NotFound
-from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
+from itdesk.model import Caller, Category, Passage, Priority, Role, Status, Ticket
 from itdesk.runtime.clock import Clock
 
 Action = Literal["create_ticket", "show_ticket"]
@@ -159,9 +159,7 @@ class Chat:
         said = [one.content for one in messages if one.role == "user"]
         heard = hear(self._words, said, locale)
         mentioned = await self._mentioned(caller, heard.text)
-        replied = None
-        if self._assist.available:
-            replied = await self._by_model(caller, messages, heard, mentioned, locale, listen)
+        replied = await self._by_model(caller, messages, heard, mentioned, locale, listen)
         if replied is None:
             replied = self._by_rules(heard, said, mentioned, locale)
         elif heard.wish and replied.ticket is None:
@@ -177,7 +175,7 @@ class Chat:
         found = []
         for key in list(dict.fromkeys(one.upper() for one in _KEY.findall(text)))[:MOST_KEYS]:
             try:
-                found.append(await self._tickets.get_by_key(caller, key))
+                found.append(await self._tickets.get(caller, key))
             except NotFound:
                 continue
         return found
@@ -233,7 +231,10 @@ class Chat:
         listen: Callable[[str], None] | None,
     ) -> Replied | None:
         started, most = self._clock.monotonic(), self._assist.budget()
-        known = await self._knowledge.find(caller, heard.text, seconds=most * KNOWLEDGE_SHARE)
+        known: Sequence[Passage] = []
+        if self._assist.available:
+            seconds = most * KNOWLEDGE_SHARE
+            known = await self._knowledge.find(caller, heard.text, seconds=seconds)
         parts = [Part("locale", locale, 20)] if locale else []
         parts += [_details(ticket) for ticket in mentioned]
         parts += material(known)

@@ -89,7 +89,7 @@ class Identities:
         db: Database,
         accounts: Accounts,
         sessions: Sessions,
-        providers: Mapping[str, IdentityProvider],
+        providers: dict[str, IdentityProvider],
         settings: Settings,
     ) -> None:
         self._db = db

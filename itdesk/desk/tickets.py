@@ -95,11 +95,16 @@ class Tickets:
         async with self._db.connection() as conn:
             return await tickets.find(conn, ref, scope=caller.scope)
 
-    async def get_by_key(self, caller: Caller, key: str) -> Ticket:
-        """Return the ticket with this key, if the caller may see it."""
+    async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
+        """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
+        async with self._db.connection() as conn:
+            return await listing.one(conn, ref, scope=caller.scope)
+
+    async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
+        """Return the ticket with this key as JSON spells it, if the caller may see it."""
         if "-" not in key or key.count("-") > 1:
             raise NotFound.of("ticket")
-        return await self.get(caller, key)
+        return await self.show(caller, key)
 
     async def list(
         self,
@@ -226,7 +231,12 @@ class Tickets:
                     "comment.added",
                     ticket_id=ticket.id,
                     ticket_version=version,
-                    data={"comment_id": str(said.id), "internal": internal, "new": body[:200]},
+                    data={
+                        "comment_id": str(said.id),
+                        "internal": internal,
+                        "new": body[:200],
+                        **_mirror(ticket),
+                    },
                 )
             )
         return said
@@ -433,5 +443,13 @@ def _opening(ticket: Ticket) -> dict[str, Any]:
     }}  # fmt: skip
 
 
+def _mirror(ticket: Ticket) -> dict[str, Any]:
+    """Return which remote issue a change of this ticket is also about, for who tells it there."""
+    external = ticket.external
+    return {"mirror": f"{external.source}:{external.id}"} if external is not None else {}
+
+
 def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
+    if mirror := _mirror(ticket):
+        more["data"] = {**more.get("data", {}), **mirror}
     return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)

@@ -91,9 +91,9 @@ class Triage:
         self, caller: Caller, title: str, description: str = "", *, background: bool = False
     ) -> Classification:
         """Return a suggestion made of nothing but this text and what the caller may read."""
-        found = self.by_rules(title, description)
-        if self._assist.available:
-            found = await self._by_model(caller, title, description, background) or found
+        found = await self._by_model(caller, title, description, background)
+        if found is None:
+            found = self.by_rules(title, description)
         return replace(found, assignee=await self.least_loaded())
 
     async def least_loaded(self) -> Suggested | None:
@@ -115,8 +115,10 @@ class Triage:
         self, caller: Caller, title: str, description: str, background: bool
     ) -> Classification | None:
         started, most = self._clock.monotonic(), self._assist.budget(background=background)
-        query = f"{title} {description}"
-        known = await self._knowledge.find(caller, query, seconds=most * KNOWLEDGE_SHARE)
+        known: Sequence[Passage] = []
+        if self._assist.available:
+            query = f"{title} {description}"
+            known = await self._knowledge.find(caller, query, seconds=most * KNOWLEDGE_SHARE)
         answer = await self._assist.complete(
             caller,
             TRIAGE,

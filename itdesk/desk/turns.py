@@ -50,6 +50,11 @@ class Turns:
         """Return how many stand in the line."""
         return len(self._people) + len(self._background)
 
+    @property
+    def full(self) -> bool:
+        """Return whether somebody who comes now is sent away, unless machines make room."""
+        return len(self._people) >= self._most
+
     @asynccontextmanager
     async def take(self, who: Hashable, *, background: bool = False) -> AsyncIterator[None]:
         """Wait for a turn and hold it in the block; NoTurn at once when the line is full."""

@@ -604,14 +604,15 @@ async def test_a_plugin_that_fails_at_the_start_is_out(rig: Rig, hook: str) -> N
     statement, method, takes = WRONG[hook]
     rig.drop("bad", f"@hookimpl\ndef {hook}(self): {statement}\n{TELLS}")
     plugins = rig.load(bad={})
-    assert not await getattr(plugins, method)(*[rig.desk] if takes else [])
+    given = [rig.metrics if method == "metrics" else rig.desk] if takes else []
+    assert not await getattr(plugins, method)(*given)
     assert plugins.status()["bad"].state == "broken"
     assert hook in plugins.status()["bad"].reason
     await plugins.event(rig.desk, EVENT)
     assert rig.desk.told == []
     required = rig.load(bad={"required": True})
     with pytest.raises(Unavailable, match=f"bad is required: {hook}"):
-        await getattr(required, method)(*[rig.desk] if takes else [])
+        await getattr(required, method)(*given)
 
 
 async def test_health_tells_the_broken_the_failing_and_the_unwell(rig: Rig) -> None:
@@ -1036,7 +1037,7 @@ def test_each_hook_is_described_called_and_tested(hook: str) -> None:
         for call in ast.walk(core)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
-        and call.func.attr in ("_call", "_start", "_implementations")
+        and call.func.attr in ("_call", "_start", "implementations")
         and isinstance(call.args[0], ast.Constant)
     }
     assert hook in called
@@ -1045,3 +1046,31 @@ def test_each_hook_is_described_called_and_tested(hook: str) -> None:
 
 def test_pluggy_never_calls_a_hook_itself() -> None:
     assert "hook.itdesk_" not in inspect.getsource(plugins_module)
+
+
+# --- one that comes later ------------------------------------------------------------------------
+
+
+async def test_a_plugin_that_comes_later_stands_where_the_configuration_names_it(rig: Rig) -> None:
+    """And until it is let in, nobody but the start calls it."""
+    for name in "abc":
+        rig.drop(name, TELLS + STAYS)
+    plugins = rig.load(c={}, a={}, b={})
+    async with plugins.lifespan(rig.desk):
+        await plugins.stop("a", why="off")
+        assert plugins.status()["a"].state == "off"
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        assert await plugins.start(rig.desk, "a") is not None
+        assert rig.desk.told[2:] == ["a in"]
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        plugins.admit("a")
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "a", "b"]
+        rig.desk.told.clear()
+    # Left in the reverse order of entering: who came last may stand on who was there.
+    assert rig.desk.told == ["a out", "b out", "c out"]

@@ -109,25 +109,36 @@ async def test_one_person_leaves_room_for_others() -> None:
         assert one.turns.waiting == 3
 
 
-async def test_who_gives_up_leaves_the_line_and_passes_the_turn_on() -> None:
+async def test_who_gives_up_leaves_the_line() -> None:
     async with line() as one:
-        await one.come("a")
-        await one.come("b")
-        waiting = one.last
-        await one.come("c")
-        waiting.cancel()
+        for name in "abc":
+            await one.come(name)
+            if name == "b":
+                gone = one.last
+        gone.cancel()
         await settle()
         assert one.turns.waiting == 1
-        await one.come("d")
-        called = one.last
-        # Cancelled in the very moment in which it is called.
-        one.leave["a"].set()
-        await one.go("c")
-        one.group.create_task(settle())
+        await one.go("a")
+        assert one.served == ["a", "c"]
+
+
+async def test_who_gives_up_in_the_moment_of_being_called_passes_the_turn_on() -> None:
+    turns = Turns(at_once=1, waiting=4)
+
+    async def stay() -> None:
+        async with turns.take("called"):
+            raise AssertionError("it was called off")
+
+    async with asyncio.TaskGroup() as group:
+        async with turns.take("first"):
+            called = group.create_task(stay())
+            await settle()
         called.cancel()
         await settle()
-        await one.come("e")
-        assert one.served[:2] == ["a", "c"] and "e" in one.served
+        assert called.cancelled()
+    next_one = asyncio.ensure_future(turns.take("next").__aenter__())
+    await settle()
+    assert next_one.done()
 
 
 async def test_three_failures_in_a_row_open_the_breaker() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from itdesk.model import SYSTEM
 from itdesk.store.paging import Window
-from tests.plugins.test_jira_reconcile import Scene, scene_on
 from tests.support.jira import Delivery, Dialect, FakeJira, Issue
+from tests.support.jira_scene import Scene, scene_on
 
 
 def story(jira: FakeJira) -> tuple[list[Issue], list[Delivery]]:

@@ -80,6 +80,7 @@ class FakeOllama:
     mode: Mode = "ok"
     models: tuple[str, ...] = ("llama3.2:latest", "nomic-embed-text:latest")
     says: Callable[[str, dict[str, Any]], Any] = lambda prompt, schema: sample(schema)
+    embeds: Callable[[list[str]], Any] = lambda texts: [vector(text) for text in texts]
     seconds_a_token: float = 1.0
     asked: list[Request] = field(default_factory=list)
     at_once: int = 0
@@ -179,8 +180,8 @@ class FakeOllama:
                 await self._pause(1)
             if number == len(pieces) // 2:
                 if self.mode == "error_in_stream":
+                    # A proxy may add what it has: the answer is none all the same.
                     await response.write(orjson.dumps({"error": "an error of the model"}) + b"\n")
-                    return response
                 if self.mode == "stall_in_stream":
                     await self.released.wait()
                 if self.mode == "cut":
@@ -223,7 +224,7 @@ class FakeOllama:
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         return web.json_response(
             {
-                "model": body["model"], "embeddings": [vector(text) for text in texts],
+                "model": body["model"], "embeddings": self.embeds(texts),
                 "total_duration": 14143917, "load_duration": 1019500, "prompt_eval_count": 8,
             }
         )  # fmt: skip

@@ -21,6 +21,7 @@ from itdesk.model import Caller, Role
 from itdesk.runtime import log
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
+from itdesk.runtime.tracing import Tracing
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
@@ -66,6 +67,7 @@ class SmallDesk:
         self.settings = Settings.model_validate({"server": server, **sections})
         self.clock = Clock()
         self.metrics = Metrics()
+        self.tracing = Tracing()
         self.accounts = self.sessions = SmallAccounts()
         self.runtime = SmallRuntime()
         self.db = db

@@ -1,5 +1,5 @@
 -- What the desk suggests about tickets, and what people made of it; what texts mean, as vectors.
--- depends: 0019-traces
+-- depends: 0020-pushes
 
 CREATE TABLE IF NOT EXISTS suggestions (
     id uuid CONSTRAINT pk_suggestions PRIMARY KEY DEFAULT gen_random_uuid(),
