@@ -70,7 +70,6 @@ class Dispatcher:
         self._request = _requests_of(self)
         self._desk = desk
         self._settings = desk.settings
-        self.document = Document(routes, documented_cookie(desk.settings))
         self.serve(routes)
         self._origins = Origins(desk.settings)
         token = desk.settings.metrics.token
