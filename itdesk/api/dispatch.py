@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
-from itdesk.api.cookies import Cookies, documented_cookie
+from itdesk.api.cookies import Cookies
 from itdesk.api.deadlines import Deadlines
 from itdesk.api.exchange import (
     CORS_HEADERS,
@@ -29,7 +29,6 @@ from itdesk.api.exchange import (
     new_request_id,
 )
 from itdesk.api.matching import Router
-from itdesk.api.openapi import Document
 from itdesk.api.origin import Origins, Peer, address_class, offered_token
 from itdesk.api.proofs import check_proof
 from itdesk.api.route import Call, Reply, Route, Who
@@ -66,6 +65,7 @@ class Dispatcher:
 
     def __init__(self, desk: "Desk", routes: Iterable[Route], hub: "Hub | None" = None) -> None:
         routes = tuple(routes)
+        self.document = Document(routes, documented_cookie(desk.settings))
         self.hub = hub
         self._request = _requests_of(self)
         self._desk = desk

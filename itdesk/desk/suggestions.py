@@ -13,8 +13,9 @@ from uuid import UUID
 
 import orjson
 
+from itdesk.desk.lifecycle import require_version
 from itdesk.desk.reads import Reads
-from itdesk.desk.tickets import Tickets, require_version
+from itdesk.desk.tickets import Tickets
 from itdesk.errors import Conflict, NotFound, Unavailable
 from itdesk.model import Caller, Category, Event, Priority, Role, Status, Ticket
 from itdesk.runtime.clock import Clock
