@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
-from itdesk.api.cookies import Cookies
+from itdesk.api.cookies import Cookies, documented_cookie
 from itdesk.api.deadlines import Deadlines
 from itdesk.api.exchange import (
     CORS_HEADERS,
@@ -29,6 +29,7 @@ from itdesk.api.exchange import (
     new_request_id,
 )
 from itdesk.api.matching import Router
+from itdesk.api.openapi import Document
 from itdesk.api.origin import Origins, Peer, address_class, offered_token
 from itdesk.api.proofs import check_proof
 from itdesk.api.route import Call, Reply, Route, Who
