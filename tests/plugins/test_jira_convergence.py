@@ -182,7 +182,8 @@ async def both_edit(scene: Scene, dice: random.Random) -> None:
                 await scene.edit(ticket, **{name: dice.choice(HERE[name])})
             case 1:
                 name = dice.choice(list(THERE))
-                scene.jira.change(issue, **{name: dice.choice(THERE[name])})
+                fields: dict[str, Any] = {name: dice.choice(THERE[name])}
+                scene.jira.change(issue, by=None, **fields)
             case 2:
                 await scene.bench.desk.tickets.comment(person, str(ticket.id), f"here {here}")
                 here += 1
