@@ -373,6 +373,18 @@ async def test_who_is_off_stays_off_after_a_restart(rig: Rig) -> None:
         assert here.parts() == ALL and ran.exists()
 
 
+async def test_who_became_required_after_it_was_switched_off_is_on(rig: Rig) -> None:
+    """The section has the last word, at the start and when a switch arrives from elsewhere."""
+    async with rig.desk() as here:
+        await here.turn(False)
+    async with rig.desk(ITDESK_PLUGINS__BUSY__REQUIRED="true") as here, rig.desk() as other:
+        assert here.parts() == ALL and other.parts() == set()
+        await other.turn(True)
+        await other.turn(False)
+        await here.desk.switchboard.apply()
+        assert here.parts() == ALL and other.parts() == set()
+
+
 async def test_other_daemons_on_the_database_do_the_same(rig: Rig) -> None:
     async with rig.desk() as one, rig.desk() as two:
         switcher = Switcher(two.desk.switchboard, 1.0)
