@@ -150,7 +150,8 @@ async def test_every_failure_of_a_route_is_the_one_error_body(scene: Scene, rout
             await fails(415, "E_UNSUPPORTED_MEDIA_TYPE", data=b"{}", headers=latin)
         if route.if_match:
             stale = {"If-Match": '"99"'}
-            await fails(412, "E_TICKET_VERSION_MISMATCH", headers=stale, json={"title": "Stale"})
+            body = {} if route.body_optional else {"title": "Stale"}
+            await fails(412, "E_TICKET_VERSION_MISMATCH", headers=stale, json=body)
         if "{" in route.full_path and route.body is None and route.body_media[:5] == "appli":
             answer = await ask(session, live, admin, route.method, scene.nowhere(route))
             failed(answer, 403 if route.who is Who.SIGNATURE else 404)
@@ -567,9 +568,12 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         "F4": {"password": "x"},
         "F5": {"code": "000000"},
         **dict.fromkeys(("F6", "F7"), {"password": "x", "code": "000000"}),
+        "R62": {"title": "Something"},
+        "R63": {"messages": [{"role": "user", "content": "How is TSK-1?"}]},
         "K2": {"name": "x"},
         "V2": {"name": "x", "query": {}},
         "V4": {"name": "y"},
+        "G3": {"text": "x"},
         "N2": {"ticket_created": False},
         **dict.fromkeys(("R51", "R53"), RULE),
         "W2": {"rule": {key: RULE[key] for key in ("trigger", "actions")}},

@@ -43,6 +43,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "crossed-file": TWO,
     "token": FOUR,
     "view": FOUR,
+    "suggestion": FOUR,
+    "applied-suggestion": FOUR,
     "project": TWO,
     "asset": TWO,
     "provider": TWO,
@@ -182,6 +184,9 @@ class World:
                 kept = {"name": uuid4().hex, "query": {"status": ["open"]}}
                 made = await self.owner(caller, kind).post("/views", kept)
                 return {"id": made.expect(201)["id"]}
+            case "suggestion" | "applied-suggestion":
+                ticket = await self.ticket(caller, kind)
+                return await self._suggestion(ticket, applied=thing.startswith("applied"))
             case "workflow":
                 rule = {"name": "Kept", "trigger": "comment_added", "active": False}
                 made = await self.live.admin.post(
@@ -236,7 +241,16 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        lasting = ("-link", "-job", "-mail", "token", "view", "workflow", "workflow-target")
+        lasting = (
+            "-link",
+            "-job",
+            "-mail",
+            "token",
+            "view",
+            "workflow",
+            "workflow-target",
+            "suggestion",
+        )
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "provider":
@@ -258,6 +272,20 @@ class World:
             ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
         try:
             return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
+
+    async def _suggestion(self, ticket: Any, *, applied: bool) -> Places:
+        """Return a suggestion on a ticket: open, or done by the desk itself."""
+        if not applied:
+            made = (await self.live.admin.post(f"/tickets/{ticket['id']}/summary")).expect(200)
+            return {"ticket": ticket["id"], "id": made["suggestion"]["id"]}
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO suggestions (ticket_id, kind, proposal, source, state, replaced,
+            decided_at) VALUES ($1::uuid, 'priority', 'medium', 'rules', 'applied', 'low', now())
+            RETURNING id::text"""
+        try:
+            return {"ticket": ticket["id"], "id": await conn.fetchval(query, ticket["id"])}
         finally:
             await conn.close()
 

@@ -101,18 +101,22 @@ async def test_the_installation_gives_a_desk(own_pg_server: Server, tmp_path: Pa
     wanted = ("cp systemd/", "systemd-sysusers", "openssl", "sed ", "cp etc/clamd")
     lines = [line for line in _install_lines() if line.startswith(wanted)]
     assert len(lines) == 5
-    script = "\n".join(["HOST=help.example.net", *lines])
-    script = re.sub(r" (>?)/etc/", rf" \1{root}/etc/", script)
+    # Of the line that installs the package, what it does once that is there.
+    (page,) = [line.rpartition(" && ")[2] for line in _install_lines() if "manual" in line]
+    script = "\n".join(["HOST=help.example.net", *lines, page])
+    script = re.sub(r" (>?)/(etc|usr)/", rf" \1{root}/\2/", script)
     for word in ("systemd-sysusers", "systemd-tmpfiles", "systemctl", "nginx"):
         script = re.sub(rf"(^|&& ){word}[^&\n]*", r"\1true", script, flags=re.M)
     done = await asyncio.to_thread(
-        subprocess.run, ["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True
-    )
+        subprocess.run, ["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "help.example.net" in (root / "etc/nginx/conf.d/itdesk.conf").read_text()
     assert "desk.example.org" not in (root / "etc/itdesk/itdesk.toml").read_text()
     assert (root / "etc/itdesk/itdesk.toml").stat().st_mode & 0o777 == 0o640
     assert (root / "etc/ssl/certs/itdesk.pem").is_file()
+    assert (root / "usr/local/share/man/man1/itdesk.1").read_text().startswith(".TH ITDESK 1")
     settings = (root / "etc/itdesk/itdesk.toml").read_text()
     url = await own_pg_server.create()
     config = tmp_path / "itdesk.toml"
@@ -130,22 +134,6 @@ async def test_the_installation_gives_a_desk(own_pg_server: Server, tmp_path: Pa
     finally:
         await asyncio.to_thread(daemon.stop)
         shutil.rmtree(daemon.state_dir)
-
-
-def test_the_completion_line_completes(tmp_path: Path) -> None:
-    """Pasted, then asked in a shell that has read what it wrote."""
-    (line,) = [block for block in _blocks("Operation", "sh") if "COMPLET" in block]
-    bin_dir = Path(sys.executable).parent
-    ask = (
-        f"{line}\nsource {tmp_path}/itdesk\n"
-        "COMP_WORDS=(itdesk db mig) COMP_CWORD=2\n_itdesk_completion itdesk\n"
-        'echo "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(
-        ["bash", "-euc", ask], capture_output=True, text=True, check=False,
-        env={"PATH": f"{bin_dir}:/usr/bin:/bin", "COMPLETIONS": str(tmp_path), "HOME": "/tmp"},
-    )  # fmt: skip
-    assert (done.stdout.strip(), done.returncode) == ("migrate", 0), done.stderr
 
 
 async def test_a_new_plugin_passes_its_own_test_as_written(pg_server: Server) -> None:

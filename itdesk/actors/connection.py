@@ -4,6 +4,9 @@ A client must send its headers in time, keep its body coming and take its answer
 not is cut off, so that a thousand idle sockets cost nobody else anything.
 """
 
+import socket
+import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -14,10 +17,15 @@ if TYPE_CHECKING:
     from itdesk.actors.outbox import Outbox
     from itdesk.api.dispatch import Dispatcher
 
-HEADER_SECONDS = 15.0
+# Whoever is late is cut off within 15 s of headers or 30 s without 1 KiB/s, and this is looked at
+# once a second.
+SWEEP_SECONDS = 1.0
+HEADER_SECONDS = 15.0 - SWEEP_SECONDS
 IDLE_SECONDS = 75
-WINDOW_SECONDS = 30.0
-WINDOW_BYTES = 30 * 1024
+WINDOW_SECONDS = 30.0 - SWEEP_SECONDS
+WINDOW_BYTES = 29 * 1024
+# SO_LINGER: on, for no second.
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Connection(web.RequestHandler):
@@ -66,9 +74,15 @@ class Connection(web.RequestHandler):
             self.outbox.stop()
             self.outbox = None
 
+    def pause_writing(self) -> None:
+        """Wait for the client to take what is sent already."""
+        super().pause_writing()
+        self._stuck = self._loop.time()
+
     def resume_writing(self) -> None:
         """Send on, now that the client takes its bytes again."""
         super().resume_writing()
+        self._stuck = None
         if self.outbox is not None:
             self.outbox.resume()
 
@@ -121,14 +135,10 @@ class Connection(web.RequestHandler):
         if transport is None:
             return None
         if transport.is_closing():
-            self._closing = self._closing or now
+            self._closing = self._closing or self._stuck or now
             return "take its last answer" if now - self._closing > WINDOW_SECONDS else None
-        if self.writing_paused:
-            self._stuck = self._stuck or now
-            if now - self._stuck > WINDOW_SECONDS:
-                return "take its answer"
-        else:
-            self._stuck = None
+        if self._stuck is not None and now - self._stuck > WINDOW_SECONDS:
+            return "take its answer"
         if self._answering is None:
             late = self._since is not None and now - self._since > HEADER_SECONDS
             return "send its headers" if late else None
@@ -151,3 +161,14 @@ class Connection(web.RequestHandler):
         """Cut the connection at once, whatever is still to be sent."""
         if self.transport is not None:
             self.transport.abort()
+
+    def cut_off(self) -> None:
+        """Abort, and let the kernel forget what the client does not take.
+
+        It would keep that for minutes, up to 4 MiB of each.
+        """
+        if self.transport is not None:
+            sock = self.transport.get_extra_info("socket")
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.abort()

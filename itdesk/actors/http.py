@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from itdesk.actors.connection import IDLE_SECONDS, Connection
+from itdesk.actors.connection import IDLE_SECONDS, SWEEP_SECONDS, Connection
 from itdesk.errors import ConfigError
 from itdesk.runtime.clock import Clock, Timer
 from itdesk.runtime.log import get_logger
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from itdesk.config import Server as Settings
 
 BACKLOG = 1024
+UNSENT_BYTES = 256 * 1024
 LULL_SECONDS = 0.3
-SWEEP_SECONDS = 1.0
 HANDSHAKE_SECONDS = 15.0
 
 log = get_logger("http")
@@ -84,6 +84,10 @@ class HttpServer:
         handshake = HANDSHAKE_SECONDS if self._tls else None
         for sock in sockets:
             sock.setblocking(False)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                # Its connections inherit it. What a client does not read stays with us, who see
+                # it, and not in the kernel, whose memory for all connections it would use up.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             self._listening.append(
                 await loop.create_server(
                     self._connect,
@@ -194,7 +198,7 @@ class HttpServer:
                 name = connection.peername
                 address = name[0] if isinstance(name, tuple) else name
                 log.info("client cut off", address=address, failed_to=failed_to)
-                connection.abort()
+                connection.cut_off()
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

@@ -71,7 +71,11 @@ class TicketBody(_Assigned):
     project: Key | None = None
     tags: Tags = Field(default=[], validation_alias=AliasChoices("tags", "labels"))
     assignee_ids: Assignees = []
-    assignee_id: UUID | None = Field(None, description="Short for assignee_ids with one person.")
+    assignee_id: UUID | None = Field(
+        None,
+        validation_alias=AliasChoices("assignee_id", "assignee"),
+        description="Short for assignee_ids with one person.",
+    )
 
     def wanted(self) -> NewTicket:
         """Return what is asked for in the desk's own words."""

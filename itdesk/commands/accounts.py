@@ -12,7 +12,7 @@ from itdesk.api.payload import parse
 from itdesk.api.tickets import TicketBody
 from itdesk.api.tokens import TokenRequest
 from itdesk.api.users import UserOpening
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.desk import Desk
 from itdesk.desk.accounts import NewUser
 from itdesk.desk.api_tokens import LONGEST_DAYS, NewToken
@@ -29,11 +29,16 @@ def user() -> None:
     """Open and unlock accounts, and help who lost a second factor."""
 
 
-@user.command()
-@click.option("--email", required=True)
+@user.command(
+    epilog=examples(
+        "itdesk user create --email robin@example.org --role agent --token",
+        'echo "$PASSWORD" | itdesk user create --email alice@example.org --password-stdin',
+    )
+)
+@click.option("--email", required=True, help="The address to sign in with.")
 @click.option("--name", help="How the person is called [the part before the @].")
 @click.option("--role", default="user", show_default=True, help="user, agent, manager or admin.")
-@click.option("--department")
+@click.option("--department", help="Where the person works.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin's first line.")
 @click.option("--token", is_flag=True, help="Print an access token, alone, on stdout.")
 @click.pass_obj
@@ -80,7 +85,7 @@ async def _opened(desk: Desk, wanted: UserOpening) -> tuple[User, bool]:
         ), True
 
 
-@user.command()
+@user.command(epilog=examples("itdesk user unlock alice@example.org"))
 @click.argument("email")
 @click.pass_obj
 def unlock(context: Context, email: str) -> None:
@@ -102,7 +107,7 @@ def token() -> None:
     """Issue access tokens, and API tokens for scripts."""
 
 
-@token.command()
+@token.command(epilog=examples("itdesk token issue --email robin@example.org"))
 @click.option("--email", required=True, help="Whose token.")
 @click.pass_obj
 def issue(context: Context, email: str) -> None:
@@ -117,7 +122,12 @@ def issue(context: Context, email: str) -> None:
     run(work())
 
 
-@token.command("create")
+@token.command(
+    "create",
+    epilog=examples(
+        "itdesk token create --email robin@example.org --name nightly --scope read --days 90"
+    ),
+)
 @click.option("--email", required=True, help="Whose token.")
 @click.option("--name", required=True, help="What will use it.")
 @click.option(
@@ -125,8 +135,13 @@ def issue(context: Context, email: str) -> None:
     type=click.Choice([grant.value for grant in Grant]),
     default="read",
     show_default=True,
+    help="What it may do.",
 )
-@click.option("--days", type=click.IntRange(1, LONGEST_DAYS), help="[auth.api_token_expire_days]")
+@click.option(
+    "--days",
+    type=click.IntRange(1, LONGEST_DAYS),
+    help="How long it is good [auth.api_token_expire_days].",
+)
 @click.option("--without-end", is_flag=True, help="Let it never expire, where that is allowed.")
 @click.pass_obj
 def create_token(
@@ -146,7 +161,7 @@ def create_token(
     run(work())
 
 
-@token.command("list")
+@token.command("list", epilog=examples("itdesk token list --email robin@example.org"))
 @click.option("--email", required=True, help="Whose tokens.")
 @click.pass_obj
 def list_tokens(context: Context, email: str) -> None:
@@ -165,7 +180,7 @@ def list_tokens(context: Context, email: str) -> None:
     run(work())
 
 
-@token.command()
+@token.command(epilog=examples("itdesk token revoke 0198c0de-0000-7000-8000-000000000000"))
 @click.argument("ids", nargs=-1, required=True, type=click.UUID)
 @click.pass_obj
 def revoke(context: Context, ids: tuple[UUID, ...]) -> None:
@@ -181,7 +196,7 @@ def revoke(context: Context, ids: tuple[UUID, ...]) -> None:
     run(work())
 
 
-@user.command("reset-totp")
+@user.command("reset-totp", epilog=examples("itdesk user reset-totp --email alice@example.org"))
 @click.option("--email", required=True, help="Whose second factor.")
 @click.pass_obj
 def reset_totp(context: Context, email: str) -> None:
@@ -203,12 +218,22 @@ def ticket() -> None:
     """Open tickets."""
 
 
-@ticket.command("create")
-@click.option("--title", required=True)
-@click.option("--description", default="")
-@click.option("--priority", default=Priority.MEDIUM.value, show_default=True)
-@click.option("--category")
-@click.option("--department")
+@ticket.command(
+    "create",
+    epilog=examples(
+        "itdesk ticket create --title 'The printer is on fire' --priority high --tag fire"
+    ),
+)
+@click.option("--title", required=True, help="What is wrong, in a line.")
+@click.option("--description", default="", help="The whole story.")
+@click.option(
+    "--priority",
+    default=Priority.MEDIUM.value,
+    show_default=True,
+    help="low, medium, high or critical.",
+)
+@click.option("--category", help="Such as hardware, network, security; none unless given.")
+@click.option("--department", help="Whose matter it is.")
 @click.option("--project", help="Key of the project [tickets.default_project].")
 @click.option("--tag", "tags", multiple=True, help="May be given more than once.")
 @click.option("--reporter", help="E-mail address of whom the ticket is for.")

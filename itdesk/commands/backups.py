@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from itdesk import assembly
-from itdesk.commands.context import FAILURE, Context, run
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.exits import FAILURE, INCOMPLETE
 from itdesk.commands.progress import Bar
 from itdesk.config import Settings
 from itdesk.desk import manifest as on_disk
@@ -20,7 +21,6 @@ from itdesk.desk.manifest import Manifest
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.store import pgtools
 
-INCOMPLETE = 3
 _PATH = click.Path(path_type=Path, file_okay=False)
 
 
@@ -44,7 +44,7 @@ def backup() -> None:
     """
 
 
-@backup.command()
+@backup.command(epilog=examples("itdesk backup /srv/backups --keep 14"))
 @click.argument("directory", type=_PATH)
 @click.option("--keep", type=click.IntRange(1), help="Then remove all but the newest so many.")
 @click.option("--with-secrets", is_flag=True, help="Include the configuration file as it is.")
@@ -90,7 +90,7 @@ def _tell_secrets(settings: Settings, path: Path, made: Manifest) -> None:
         )
 
 
-@backup.command("list")
+@backup.command("list", epilog=examples("itdesk backup list /srv/backups"))
 @click.argument("directory", type=_PATH)
 def list_backups(directory: Path) -> None:
     """Print the whole backups in DIRECTORY, the oldest first; unfinished ones are none."""
@@ -109,7 +109,7 @@ def list_backups(directory: Path) -> None:
         )
 
 
-@backup.command()
+@backup.command(epilog=examples("itdesk backup verify /srv/backups/2026-01-31T020000Z-1a2b3c"))
 @click.argument("directory", type=_PATH)
 @click.option("--scratch", metavar="URL", help="An empty database to try it in [one of its own].")
 def verify(directory: Path, scratch: str | None) -> None:
@@ -159,7 +159,7 @@ async def _scratch(given: str | None, made: Manifest) -> AsyncIterator[str]:
         await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
 
 
-@click.command()
+@click.command(epilog=examples("itdesk restore /srv/backups/2026-01-31T020000Z-1a2b3c"))
 @click.argument("directory", type=_PATH)
 @click.option("--replace-everything", is_flag=True, help="Destroy what is in the database now.")
 @click.pass_obj
@@ -244,7 +244,11 @@ def _next_steps(made: Manifest, owed: dict[str, int]) -> list[str]:
     return steps
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "itdesk resume", "itdesk resume --drop-mail      # what waits was sent before the restore"
+    )
+)
 @click.option("--drop-mail", is_flag=True, help="Give up the mail that waits instead.")
 @click.pass_obj
 def resume(context: Context, drop_mail: bool) -> None:

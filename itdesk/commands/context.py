@@ -13,6 +13,7 @@ import click
 import uvloop
 
 from itdesk import assembly, daemon
+from itdesk.commands.exits import FAILURE, INTERRUPTED, USAGE
 from itdesk.config import Settings, load, secret_values
 from itdesk.desk import Desk
 from itdesk.errors import ConfigError, DeskError, Invalid, Unavailable
@@ -22,7 +23,11 @@ from itdesk.runtime.supervisor import Escalated
 
 T = TypeVar("T")
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+def examples(*lines: str) -> str:
+    """Return what a command's help ends with: lines that can be typed as they are."""
+    title = "Example:" if len(lines) == 1 else "Examples:"
+    return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from typing import cast
 import click
 
 from itdesk import assembly
-from itdesk.commands.context import FAILURE, USAGE, Context, run
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.exits import DIFFERENT, FAILURE, NO_URL, USAGE
 from itdesk.config import Settings
 from itdesk.store.migrations import Migrated, Migrations, Stamp, Verification
-
-NO_URL, DIFFERENT = 3, 4
 
 
 @click.group()
@@ -18,7 +17,7 @@ def db() -> None:
     """Wait for, migrate and check the database."""
 
 
-@db.command()
+@db.command(epilog=examples("itdesk db wait --timeout 30 && itdesk db migrate"))
 @click.option(
     "--timeout",
     type=click.FloatRange(0, 86_400, min_open=True),
@@ -43,7 +42,12 @@ def wait(context: Context, timeout: float) -> None:
     click.echo("The database answers.")
 
 
-@db.command()
+@db.command(
+    epilog=examples(
+        "itdesk db migrate",
+        "itdesk db migrate --stamp never    # refuse a schema that nobody recorded",
+    )
+)
 @click.option(
     "--stamp",
     type=click.Choice(["auto", "never", "only"]),
@@ -71,7 +75,7 @@ def migrate(context: Context, stamp: str) -> None:
         click.echo("The schema is at head.")
 
 
-@db.command()
+@db.command(epilog=examples("itdesk db verify || itdesk db migrate"))
 @click.pass_obj
 def verify(context: Context) -> None:
     """Print current and expected head: 0 equal, 4 different, 3 without a URL."""
@@ -95,7 +99,7 @@ def verify(context: Context) -> None:
         sys.exit(DIFFERENT)
 
 
-@db.command()
+@db.command(epilog=examples("itdesk db downgrade --to 0001-accounts --yes"))
 @click.option("--to", required=True, help="The migration to keep as the last one, or base.")
 @click.option("--yes", is_flag=True, help="Do it: what the migrations held is lost.")
 @click.pass_obj
@@ -115,7 +119,7 @@ def downgrade(context: Context, to: str, yes: bool) -> None:
         click.echo(f"undid {name}")
 
 
-@db.command()
+@db.command(epilog=examples("itdesk db new 'Add colours'"))
 @click.argument("name")
 def new(name: str) -> None:
     """Write an empty migration and its rollback (development)."""

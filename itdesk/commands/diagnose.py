@@ -22,8 +22,9 @@ import click
 import orjson
 
 from itdesk import __version__, assembly
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.commands.operation import findings
+from itdesk.commands.progress import Bar
 from itdesk.config import Settings, mask_url, show
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import redacted
@@ -38,7 +39,7 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S1
 Collect = Callable[[], Awaitable[str]]
 
 
-@click.command()
+@click.command(epilog=examples("itdesk diagnose desk.tar.gz"))
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
 def diagnose(context: Context, file: Path | None) -> None:
@@ -52,8 +53,11 @@ def diagnose(context: Context, file: Path | None) -> None:
 
     async def work() -> dict[str, str]:
         parts: dict[str, str] = {}
-        for name, collect in _parts(context, settings).items():
-            parts[name] = _clean(await _collected(collect))
+        wanted = _parts(context, settings)
+        with Bar() as bar:
+            for name, collect in wanted.items():
+                parts[name] = _clean(await _collected(collect))
+                bar.count("collected", len(parts), len(wanted))
         return parts
 
     try:

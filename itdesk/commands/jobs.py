@@ -3,7 +3,8 @@
 import click
 
 from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.progress import Bar
 from itdesk.desk import restoring
 from itdesk.store.jobs import JobState, QueuedJob
 from itdesk.store.paging import Window
@@ -14,10 +15,12 @@ def jobs() -> None:
     """Look after work that waits or was given up."""
 
 
-@jobs.command("list")
-@click.option("--state", type=click.Choice([state.value for state in JobState]))
+@jobs.command("list", epilog=examples("itdesk jobs list --state failed"))
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only these.")
 @click.option("--type", "kind", help="Only jobs of this type.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many."
+)
 @click.pass_obj
 def list_jobs(context: Context, state: str | None, kind: str | None, limit: int) -> None:
     """Print jobs, the newest first: id, state, type, attempts, why the last one failed."""
@@ -36,7 +39,7 @@ def list_jobs(context: Context, state: str | None, kind: str | None, limit: int)
     run(work())
 
 
-@jobs.command()
+@jobs.command(epilog=examples("itdesk jobs retry --all-failed"))
 @click.argument("ids", nargs=-1)
 @click.option("--all-failed", is_flag=True, help="Every job that was given up.")
 @click.pass_obj
@@ -62,7 +65,7 @@ def retry(context: Context, ids: tuple[str, ...], all_failed: bool) -> None:
     run(work())
 
 
-@jobs.command()
+@jobs.command(epilog=examples("itdesk jobs cancel 0198c0de-0000-7000-8000-000000000000"))
 @click.argument("ids", nargs=-1, required=True)
 @click.pass_obj
 def cancel(context: Context, ids: tuple[str, ...]) -> None:
@@ -87,7 +90,7 @@ def stats() -> None:
     """Statistics of the day."""
 
 
-@stats.command()
+@stats.command(epilog=examples("itdesk stats aggregate"))
 @click.pass_obj
 def aggregate(context: Context) -> None:
     """Count the tickets into today's row now."""
@@ -95,7 +98,9 @@ def aggregate(context: Context) -> None:
 
     async def work() -> None:
         async with context.desk(settings) as desk:
-            day = await desk.stats.aggregate()
+            with Bar() as bar:
+                bar.say("counting the tickets")
+                day = await desk.stats.aggregate()
         click.echo(
             f"{day.date} total={day.total} open={day.open} triaged={day.triaged}"
             f" in_progress={day.in_progress} blocked={day.blocked} closed={day.closed}"

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import click
 
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.config import Settings
 from itdesk.desk.keyfile import KeyFile, configured
 from itdesk.desk.keys import Keys
@@ -20,7 +20,7 @@ def keys() -> None:
     """List, replace and retire the keys that sign access tokens."""
 
 
-@keys.command("list")
+@keys.command("list", epilog=examples("itdesk keys list"))
 @click.pass_obj
 def list_keys(context: Context) -> None:
     """List the keys: id, algorithm, and until when each is good."""
@@ -32,7 +32,7 @@ def list_keys(context: Context) -> None:
     run(work())
 
 
-@keys.command()
+@keys.command(epilog=examples("itdesk keys rotate", "itdesk keys rotate --overlap 60"))
 @click.option(
     "--overlap",
     type=click.IntRange(min=1),
@@ -60,7 +60,7 @@ def rotate(context: Context, overlap: int | None) -> None:
     run(work())
 
 
-@keys.command()
+@keys.command(epilog=examples("itdesk keys retire 3f9c2a1b"))
 @click.argument("kid")
 @click.pass_obj
 def retire(context: Context, kid: str) -> None:

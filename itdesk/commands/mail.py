@@ -3,7 +3,7 @@
 import click
 
 from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.model import Email, MailStatus
 from itdesk.store.paging import Window
 
@@ -13,7 +13,7 @@ def mail() -> None:
     """Look after outgoing mail."""
 
 
-@mail.command()
+@mail.command(epilog=examples("itdesk mail test you@example.org"))
 @click.argument("address")
 @click.pass_obj
 def test(context: Context, address: str) -> None:
@@ -28,10 +28,14 @@ def test(context: Context, address: str) -> None:
     run(work())
 
 
-@mail.command("list")
-@click.option("--status", type=click.Choice([status.value for status in MailStatus]))
+@mail.command("list", epilog=examples("itdesk mail list --status failed --limit 20"))
+@click.option(
+    "--status", type=click.Choice([status.value for status in MailStatus]), help="Only these."
+)
 @click.option("--to", help="Only mails to this address.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many."
+)
 @click.pass_obj
 def list_mails(context: Context, status: str | None, to: str | None, limit: int) -> None:
     """Print mails, the newest first: id, status, kind, address, attempts, why the last failed."""
@@ -47,7 +51,7 @@ def list_mails(context: Context, status: str | None, to: str | None, limit: int)
     run(work())
 
 
-@mail.command()
+@mail.command(epilog=examples("itdesk mail retry --all-failed"))
 @click.argument("ids", nargs=-1)
 @click.option("--all-failed", is_flag=True, help="Every mail that failed.")
 @click.pass_obj

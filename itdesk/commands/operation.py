@@ -14,7 +14,8 @@ import orjson
 from itdesk import assembly, daemon
 from itdesk.api import ROUTES
 from itdesk.api.openapi import routes_table
-from itdesk.commands.context import FAILURE, USAGE, Context, fail, run
+from itdesk.commands.context import Context, examples, fail, run
+from itdesk.commands.exits import FAILURE, USAGE
 from itdesk.commands.plugins import foreign_models
 from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
 from itdesk.config import check as check_settings
@@ -25,7 +26,13 @@ from itdesk.runtime import log, systemd
 from itdesk_plugins.clamav import ClamavSettings
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "itdesk serve",
+        "itdesk serve --port 0          # a free port, which it prints",
+        "itdesk serve --safe-mode       # a plugin keeps it from starting",
+    )
+)
 @click.option("--host", help="Address to listen on [server.host].")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one [server.port].")
 @click.option("--reload", is_flag=True, hidden=True)
@@ -59,7 +66,7 @@ def serve(
     run(daemon.serve(settings, ready, fds=systemd.listen_fds(), read=again))
 
 
-@click.command()
+@click.command(epilog=examples("itdesk init", "itdesk --config ./itdesk.toml init --force"))
 @click.option("--force", is_flag=True, help="Overwrite a configuration file that is there.")
 @click.pass_obj
 def init(context: Context, force: bool) -> None:
@@ -124,7 +131,9 @@ def config() -> None:
     """Look at the settings."""
 
 
-@config.command("show")
+@config.command(
+    "show", epilog=examples("itdesk config show", "itdesk config show --json | jq .server")
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 @click.pass_obj
 def show_config(context: Context, as_json: bool) -> None:
@@ -133,7 +142,9 @@ def show_config(context: Context, as_json: bool) -> None:
     click.echo(_shown(settings, as_json=as_json))
 
 
-@config.command()
+@config.command(
+    epilog=examples("itdesk config check >/dev/null     # the problems alone, on stderr")
+)
 @click.pass_obj
 def check(context: Context) -> None:
     """Check the settings and try what they name; every problem at once."""
@@ -160,7 +171,7 @@ async def _unwell(context: Context, settings: Settings) -> list[str]:
     return [f"{f.part}: {f.said}: {f.remedy}" for f in found if not f.ok]
 
 
-@click.command()
+@click.command(epilog=examples("itdesk doctor"))
 @click.pass_obj
 def doctor(context: Context) -> None:
     """Try each configured part for real, and say what fails and how to mend it."""
@@ -194,7 +205,7 @@ async def findings(context: Context, settings: Settings) -> AsyncIterator[doctor
                     yield finding
 
 
-@click.command()
+@click.command(epilog=examples("itdesk routes | grep attachments", "itdesk routes --json"))
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def routes(as_json: bool) -> None:
     """Print the table of routes with who may call what."""

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from itdesk.commands.accounts import OPERATOR, user
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.desk.manifest import Sink
 
 
-@user.command("export")
+@user.command("export", epilog=examples("itdesk user export alice@example.org ./alice"))
 @click.argument("email")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.pass_obj
@@ -29,7 +29,7 @@ def export_user(context: Context, email: str, directory: Path) -> None:
     run(work())
 
 
-@user.command("erase")
+@user.command("erase", epilog=examples("itdesk user erase alice@example.org --yes"))
 @click.argument("who")
 @click.option("--yes", is_flag=True, help="Do it: there is no way back but a backup.")
 @click.pass_obj

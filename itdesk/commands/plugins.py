@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr, create_model
 
 from itdesk import assembly
 from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, run
+from itdesk.commands.context import Context, examples, run
 from itdesk.config import Settings
 from itdesk.config.model import plugin_options
 from itdesk.desk.contract import choice
@@ -73,7 +73,7 @@ def plugins() -> None:
     """Look at plugins, begin a new one."""
 
 
-@plugins.command("list")
+@plugins.command("list", epilog=examples("itdesk plugins list"))
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def list_plugins(context: Context, as_json: bool) -> None:
@@ -168,7 +168,7 @@ def _examined(
     return Row(name, version, source, status.state, status.reason, loaded.hooks(name))
 
 
-@plugins.command()
+@plugins.command(epilog=examples("itdesk plugins new hello /etc/itdesk/plugins.d"))
 @click.argument("name")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
 def new(name: str, directory: Path) -> None:

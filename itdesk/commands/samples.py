@@ -1,15 +1,18 @@
 """Sample data for a first look."""
 
 import sys
+from functools import partial
 
 import click
 
-from itdesk.commands.context import FAILURE, Context, run
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.exits import FAILURE
+from itdesk.commands.progress import Bar
 from itdesk.desk import seed as seeds
 from itdesk.desk.passwords import Passwords
 
 
-@click.command()
+@click.command(epilog=examples("itdesk seed", "itdesk seed --demo"))
 @click.option("--demo", is_flag=True, help="Also people (password `password`), tickets, comments.")
 @click.pass_obj
 def seed(context: Context, demo: bool) -> None:
@@ -29,7 +32,8 @@ def seed(context: Context, demo: bool) -> None:
                 return {"recommendations": await seeds.sow(desk)}
             passwords = Passwords(settings.auth.bcrypt_cost)
             try:
-                return await seeds.sow_demo(desk, passwords)
+                with Bar() as bar:
+                    return await seeds.sow_demo(desk, passwords, partial(bar.count, "tickets"))
             finally:
                 passwords.close()
 

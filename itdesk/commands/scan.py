@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from itdesk import daemon
-from itdesk.commands.context import FAILURE, Context, run
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.exits import FAILURE
+from itdesk.commands.progress import Bar
 from itdesk.desk import Desk
 from itdesk.desk.rescans import Again
 from itdesk.model import ScanStatus
@@ -39,7 +41,11 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
         return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "itdesk scan --once", "itdesk scan --rescan --since 7d     # with newer signatures"
+    )
+)
 @click.option("--once", is_flag=True, help="Scan what waits now, then end.")
 @click.option(
     "--rescan", is_flag=True, help="Scan again what was CLEAN or FAILED, then end; recalls."
@@ -97,8 +103,10 @@ async def _scan_waiting(desk: Desk) -> bool:
     """Scan until nothing waits that can be scanned now; return whether everything could."""
     scanner, _ = daemon.scanners(desk)
     scanner.tell(TICK)
-    while len(scanner.mailbox):
-        await scanner.step()
+    with Bar() as bar:
+        while len(scanner.mailbox):
+            await scanner.step()
+            bar.count("scanned", scanner.results.total())
     waits = scanner.results.pop("waits", 0)
     click.echo(_summary("scanned", scanner.results, waits))
     return waits == 0
@@ -107,6 +115,15 @@ async def _scan_waiting(desk: Desk) -> bool:
 async def _look_again(desk: Desk, again: Again) -> bool:
     """Look at every clean file again, one after the other; return whether all could be seen."""
     results: Counter[str] = Counter()
+    with Bar() as bar:
+        await _look_at_all(desk, again, results, bar)
+    waits = results.pop("waits", 0)
+    click.echo(_summary("scanned again", results, waits))
+    return waits == 0
+
+
+async def _look_at_all(desk: Desk, again: Again, results: Counter[str], bar: Bar) -> None:
+    total = await desk.rescans.due(again) if bar.live else 0
     while held := await desk.rescans.claim(again):
         try:
             outcome = await desk.rescans.look(held)
@@ -116,12 +133,10 @@ async def _look_again(desk: Desk, again: Again) -> bool:
         said = desk.rescans.said(outcome)
         results[said] += 1
         if said == "recalled":
-            click.echo(f"recalled {held.id} {outcome.signature or outcome.reason}")
+            bar.echo(f"recalled {held.id} {outcome.signature or outcome.reason}")
+        bar.count("files", results.total(), total)
         if desk.scans.problems:
             break
-    waits = results.pop("waits", 0)
-    click.echo(_summary("scanned again", results, waits))
-    return waits == 0
 
 
 def _summary(what: str, results: Counter[str], waits: int) -> str:

@@ -1,14 +1,14 @@
 """Holding stored objects and files against each other from the shell."""
 
 import sys
+from functools import partial
 
 import click
 
-from itdesk.commands.context import Context, run
-from itdesk.commands.database import DIFFERENT
+from itdesk.commands.context import Context, examples, run
+from itdesk.commands.exits import DIFFERENT
+from itdesk.commands.progress import Bar
 from itdesk.desk.inventory import Finding, Missing, Report
-
-PROGRESS_EVERY = 10_000
 
 
 @click.group()
@@ -16,7 +16,7 @@ def storage() -> None:
     """Look after what is stored."""
 
 
-@storage.command()
+@storage.command(epilog=examples("itdesk storage verify", "itdesk storage verify --delete-orphans"))
 @click.option("--delete-orphans", is_flag=True, help="Remove the objects that no file names.")
 @click.pass_obj
 def verify(context: Context, delete_orphans: bool) -> None:
@@ -28,13 +28,11 @@ def verify(context: Context, delete_orphans: bool) -> None:
     settings = context.settings()
 
     async def work() -> Report:
-        report, told = Report(), 0
+        report = Report()
         async with context.desk(settings) as desk:
-            async for finding in desk.inventory.look(report):
-                click.echo(_line(finding))
-                if report.objects - told >= PROGRESS_EVERY:
-                    told = report.objects
-                    click.echo(f"... {told} objects looked at", err=True)
+            with Bar() as bar:
+                async for finding in desk.inventory.look(report, partial(bar.count, "objects")):
+                    bar.echo(_line(finding))
             if delete_orphans:
                 await desk.inventory.remove(report)
         return report

@@ -6,6 +6,7 @@ has the same bytes under its new key.
 """
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -62,8 +63,9 @@ class Backups:
         self._since = clock.monotonic()
         self._age = metrics.gauge(
             "itdesk_backup_age_seconds",
-            "How old the last good backup is; since the first try or start when there is none.",
+            "How old the last good backup is, or the desk without one; NaN: none is expected.",
         )
+        self._age.set(math.nan)
         self._ran = metrics.counter("itdesk_backup_runs_total", "Backups made here.", ["outcome"])
 
     # --- making one ------------------------------------------------------------------------
@@ -282,7 +284,9 @@ class Backups:
         """Bring the metric up to date and return what it rests on."""
         async with self._db.connection() as conn:
             last = await backups.last_runs(conn)
-        self._age.set(self._old(last))
+        # A restart is no backup: without any, the desk's own age counts, not the process's.
+        known = last.good_seconds if last.good_seconds is not None else last.desk_seconds
+        self._age.set(known if self.planned.seconds else math.nan)
         return last
 
     def _old(self, last: LastRuns) -> float:
@@ -294,9 +298,10 @@ class Backups:
     async def problem(self) -> str:
         """Say what an operator should know of the backups; nothing when all is well or none are
         planned."""
+        # Also where they are made by hand or by cron: the metric is for the alarm.
+        last = await self.measure()
         if not self.planned.seconds or self.planned.directory is None:
             return ""
-        last = await self.measure()
         limit = self.planned.seconds * OVERDUE + OVERDUE_SECONDS
         if last.failed_since is not None:
             return f"the last backup failed: {last.failed_since}"

@@ -7,7 +7,7 @@ looks like a mistake: another desk uses the same storage, or much of what is the
 nobody's, as after a restore of an older database.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -98,13 +98,16 @@ class Inventory:
             "itdesk_storage_removed_total", "Objects that were nobody's and were removed."
         )
 
-    async def look(self, report: Report) -> AsyncIterator[Finding]:
+    async def look(
+        self, report: Report, progress: Callable[[int], None] = lambda objects: None
+    ) -> AsyncIterator[Finding]:
         """Yield every orphan and every missing object, and count into the report meanwhile."""
         await self._sign()
         for area in (QUARANTINE, PROBES):
             async for page in self._storage.list(area):
                 for orphan in await self._orphans_of(page, report):
                     yield orphan
+                progress(report.objects)
         place: Place = (FIRST, FIRST)
         async for page in self._storage.list(CLEAN):
             for orphan in await self._orphans_of(page, report):
@@ -113,6 +116,7 @@ class Inventory:
             async for gone in self._missing_of(page, place, upto, report):
                 yield gone
             place = max(place, upto)
+            progress(report.objects)
         async for gone in self._missing_of([], place, (LAST, LAST), report):
             yield gone
         async with self._db.connection() as conn:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from itdesk.desk.contract import Late, Section
 from itdesk.desk.gates import Gate
-from itdesk.hookspecs import IdentityProvider, JobType, Mailer, Schedule, Tracker
+from itdesk.hookspecs import IdentityProvider, JobType, LanguageModel, Mailer, Schedule, Tracker
 
 if TYPE_CHECKING:
     from itdesk.api.route import Route
@@ -45,6 +45,7 @@ class Contribution:
     tracker: Tracker | None = None
     mailer: Mailer | None = None
     provider: IdentityProvider | None = None
+    model: LanguageModel | None = None
 
 
 @dataclass(slots=True)

@@ -153,6 +153,7 @@ class Plugins:
             (await self.trackers(desk, only=name)).get(name),
             (await self.mailers(desk, only=name)).get(name),
             (await self.identity_providers(desk, only=name)).get(name),
+            (await self.models(desk, only=name)).get(name),
         )
         if record.state != "starting":
             await self.stop(name, why=record.reason, state="broken")
@@ -195,6 +196,12 @@ class Plugins:
     ) -> dict[str, hookspecs.Tracker]:
         """Return the remote issue trackers that plugins mirror, by plugin."""
         return await self._start("itdesk_tracker", only, desk=desk)
+
+    async def models(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.LanguageModel]:
+        """Return the language models that plugins provide, by plugin."""
+        return await self._start("itdesk_model", only, desk=desk)
 
     async def mailers(
         self, desk: "Desk", *, only: str | None = None
@@ -296,6 +303,12 @@ class Plugins:
     async def event(self, desk: "Desk", event: Event) -> None:
         """Tell all reactors of a committed change."""
         await self._call("itdesk_event", desk=desk, event=event)
+
+    async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
+        """Return what plugins know about a query and the caller may see, best first."""
+        answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
+        found = [passage for answer in answers for passage in answer.result or ()]
+        return sorted(found, key=lambda passage: -passage.score)
 
     # --- calling ---------------------------------------------------------------------------
 

@@ -110,6 +110,11 @@ class Rescans:
             if count < _REQUEUED_AT_ONCE:
                 return total
 
+    async def due(self, again: Again) -> int:
+        """Return how many files there are to look at."""
+        async with self._db.connection() as conn:
+            return await rescans.due(conn, before=again.before, since=again.since, days=again.days)
+
     async def claim(self, again: Again) -> Claim | None:
         """Take the file whose last look is the longest ago; None when there is none left."""
         async with self._db.connection() as conn:

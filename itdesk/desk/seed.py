@@ -1,6 +1,6 @@
 """Sample data for a first look: never for production, and the same however often it is sown."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from itdesk.desk import Desk
 from itdesk.desk.passwords import Passwords
@@ -106,7 +106,9 @@ async def sow(desk: Desk) -> int:
         return await recommendations.add_missing(tx.conn, RECOMMENDATIONS)
 
 
-async def sow_demo(desk: Desk, passwords: Passwords) -> dict[str, int]:
+async def sow_demo(
+    desk: Desk, passwords: Passwords, progress: Callable[[int, int], None] = lambda done, all: None
+) -> dict[str, int]:
     """Add people, tickets in every status and comments; return how many of each were new."""
     hashed = await passwords.hash(DEMO_PASSWORD)
     people: dict[str, User] = {}
@@ -118,7 +120,10 @@ async def sow_demo(desk: Desk, passwords: Passwords) -> dict[str, int]:
         await projects.ensure(
             tx.conn, id=new_id(), key=DEMO_PROJECT, first_number=FIRST_DEMO_NUMBER
         )
-    made = [number async for number in _tickets(desk, people)]
+    made = []
+    async for number in _tickets(desk, people):
+        made.append(number)
+        progress(len(made), len(TICKETS))
     return {"people": new_people, "tickets": len(made), "recommendations": await sow(desk)}
 
 

@@ -143,6 +143,8 @@ class Switchboard:
             desk.identities.providers[name] = added.provider
         if added.mailer is not None and name == desk.settings.mail.plugin:
             desk.mail.mailer = added.mailer
+        if added.model is not None and name == desk.settings.ai.plugin:
+            desk.assist.model = added.model
         self._plugins.admit(name)
         # What waited for it may be due.
         for wake in desk.db.job_listeners:
@@ -156,6 +158,8 @@ class Switchboard:
         desk.identities.providers.pop(name, None)
         if name == desk.settings.mail.plugin:
             desk.mail.mailer = None
+        if name == desk.settings.ai.plugin:
+            desk.assist.model = None
         if self._plugins.served.pop(name, None) and self.reroute is not None:
             self.reroute()
         await self._plugins.stop(name, why=why, state="broken" if broken else "off")

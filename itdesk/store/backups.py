@@ -45,8 +45,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class LastRuns:
-    """The newest backup that went well and the newest that did not, as far as there are any."""
+    """The newest backup that went well and the newest that did not, if any; how old the desk is."""
 
+    desk_seconds: float
     good_seconds: float | None
     first_seconds: float | None
     failed_since: str | None
@@ -171,6 +172,8 @@ async def last_runs(conn: Any) -> LastRuns:
         SELECT extract(epoch FROM now() - (SELECT started_at FROM good))::float8 AS good_seconds,
                extract(epoch FROM now() - (SELECT min(started_at) FROM backup_runs))::float8
                AS first_seconds,
+               (SELECT coalesce(extract(epoch FROM now() - min(applied_at_utc) AT TIME ZONE 'UTC'),
+                                0)::float8 FROM _yoyo_migration) AS desk_seconds,
                (SELECT error FROM backup_runs WHERE error IS NOT NULL
                 AND started_at > coalesce((SELECT started_at FROM good), '-infinity')
                 ORDER BY started_at DESC LIMIT 1) AS failed_since

@@ -66,6 +66,22 @@ async def claim(
     return Claim(**dict(row)) if row is not None else None
 
 
+async def due(conn: Any, *, before: datetime, since: datetime | None, days: int | None) -> int:
+    """Return how many clean files `claim` would give out, one after the other."""
+    query = """
+        WITH oldest AS (
+            SELECT greatest($2::timestamptz, now() - make_interval(days => $3)) AS at
+        )
+        SELECT count(*) FROM attachments, oldest
+        WHERE scanned_status = 'CLEAN' AND storage_version IS NOT NULL
+          AND coalesce(checked_at, scanned_at) < $1
+          AND (oldest.at IS NULL
+               OR coalesce(checked_at, scanned_at) > oldest.at AND uploaded_at > oldest.at)
+    """
+    found: int = await conn.fetchval(query, before, since, days)
+    return found
+
+
 async def postpone(conn: Any, held: Claim, *, seconds: float) -> bool:
     """Let a clean file wait so long for its next look; False when somebody else has it."""
     query = """

@@ -313,13 +313,15 @@ class Watch:
 
 
 async def test_silent_client_is_cut_off(server: Server) -> None:
+    """P-01: within 15 s, the second between two looks included."""
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    assert await Watch(server).after(14) is None
-    assert await Watch(server).after(16) == "send its headers"
+    assert await Watch(server).after(13) is None
+    assert await Watch(server).after(14) == "send its headers"
     writer.close()
 
 
 async def test_trickled_headers_are_cut_off(server: Server, gate: Gate) -> None:
+    """P-01: the byte that comes now and then is no progress."""
     gate.open.set()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(GET)
@@ -328,23 +330,24 @@ async def test_trickled_headers_are_cut_off(server: Server, gate: Gate) -> None:
     assert await Watch(server).after(70) is None
     writer.write(b"GET / HTTP/1.1\r\nX")
     await server.desk.clock.sleep(0.05)
-    assert await Watch(server).after(14) is None
-    assert await Watch(server).after(16) == "send its headers"
+    assert await Watch(server).after(13) is None
+    assert await Watch(server).after(14) == "send its headers"
     writer.close()
 
 
 async def test_slow_body_is_cut_off_but_a_steady_one_is_not(server: Server) -> None:
+    """P-01: 30 s without 1 KiB/s, the second between two looks included."""
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"POST /api/v1/read HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n")
     await until(server, lambda: server.http.in_flight)
     watch = Watch(server)
-    assert await watch.after(29) is None
-    assert await watch.after(31) == "send its body"
+    assert await watch.after(28) is None
+    assert await watch.after(30) == "send its body"
     writer.write(b"x" * 40_000)
     await server.desk.clock.sleep(0.05)
-    assert await watch.after(31) is None
-    assert await watch.after(60) is None
-    assert await watch.after(62) == "send its body"
+    assert await watch.after(30) is None
+    assert await watch.after(58) is None
+    assert await watch.after(60) == "send its body"
     writer.close()
 
 
@@ -379,17 +382,49 @@ async def test_stop_does_not_wait_for_a_client_that_never_reads(server: Server) 
     sock.close()
 
 
+async def test_the_end_of_its_request_gives_a_client_that_never_reads_no_more_time(
+    server: Server,
+) -> None:
+    """P-01: its handler's deadline is about as long as its own."""
+    sock = await deaf_client(server)
+    (one,) = server.http.connections
+    assert one.transport is not None
+    one.transport.close()
+    assert await Watch(server).after(28) is None
+    assert await Watch(server).after(30) == "take its last answer"
+    sock.close()
+
+
 async def test_client_that_never_reads_is_cut_off(server: Server) -> None:
+    """P-01: within 30 s, the second between two looks included."""
     sock = await deaf_client(server)
     watch = Watch(server)
     assert await watch.after(0) is None
-    assert await watch.after(31) == "take its answer"
+    assert await watch.after(28) is None
+    assert await watch.after(30) == "take its answer"
+    sock.close()
+
+
+async def test_the_kernel_keeps_nothing_for_a_client_that_was_cut_off(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P-01: it is reset, although it would never have read what was sent to it."""
+    monkeypatch.setattr(connection, "WINDOW_SECONDS", 0.2)
+    sock = await deaf_client(server)
+
+    def is_over() -> bool:
+        established = 1
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state != established
+
+    await until(server, is_over)
     sock.close()
 
 
 async def test_sweep_cuts_off_and_others_are_served(
     server: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """P-01: new connects are served all the while."""
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
     gate.open.set()
     slow = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]

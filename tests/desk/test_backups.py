@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import math
 import shutil
 import tempfile
 import threading
@@ -317,6 +318,28 @@ class _Tomorrow(Clock):
 
     def monotonic(self) -> float:
         return next(self._hours) * 10_000.0
+
+
+async def test_a_desk_that_never_had_a_backup_says_so_unless_none_is_expected(
+    bench: Bench,
+) -> None:
+    """O-12: nothing is scheduled, as by default; restarts do not make it younger."""
+    age = "itdesk_backup_age_seconds"
+    assert math.isnan(bench.metric(age))
+    await bench.sql("UPDATE _yoyo_migration SET applied_at_utc = applied_at_utc - interval '3d'")
+    assert bench.desk.settings.backup.directory is None
+    assert await bench.desk.backups.problem() == ""
+    assert 3 * 86_400 <= bench.metric(age) < 4 * 86_400
+    await bench.sql(
+        "INSERT INTO backup_runs (directory, host, started_at, finished_at)"
+        " VALUES ('by hand', 'here', now() - interval '1h', now())"
+    )
+    await bench.desk.backups.measure()
+    assert 3_600 <= bench.metric(age) < 7_200
+    elsewhere = bench.desk.settings.backup.model_copy(update={"seconds": 0})
+    object.__setattr__(bench.desk.settings, "backup", elsewhere)
+    assert await bench.desk.backups.problem() == ""
+    assert math.isnan(bench.metric(age))
 
 
 async def test_the_age_of_the_last_good_backup_is_told(bench: Bench, target: Path) -> None:

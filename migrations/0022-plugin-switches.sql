@@ -1,5 +1,5 @@
 -- Which plugins were switched on or off while the desk works; who has no row is on.
--- depends: 0019-traces
+-- depends: 0021-suggestions
 
 -- `turn` rises each time: a daemon that has acted on it does nothing until it rises again.
 CREATE TABLE IF NOT EXISTS plugin_switches (
