@@ -25,7 +25,9 @@ from itdesk.commands import (
 )
 from itdesk.commands import plugins as plugin_commands
 from itdesk.commands.context import Context, run
+from itdesk.desk.discovery import discover
 from itdesk.desk.plugins import Plugins
+from itdesk.errors import ConfigError
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.statedir import default_state_dir
 
@@ -48,11 +50,19 @@ def _plugin_group(context: Context, name: str) -> click.Group | None:
     settings = context.settings()
     section = settings.enabled_plugins().get(name)
     if section is None:
-        return None
+        if not any(one.own for one in discover(()).get(name, ())):
+            return None
+        # One of ours that is off says so itself, and what to set.
+        section = {}
 
     async def found() -> list[click.Command]:
         directories = settings.plugin_host.directories
-        plugins = Plugins.load({name: section}, directories=directories, metrics=Metrics())
+        try:
+            plugins = Plugins.load({name: section}, directories=directories, metrics=Metrics())
+        except ConfigError:
+            if section:
+                raise
+            return []
         return (await plugins.commands()).get(name, [])
 
     commands = run(found())

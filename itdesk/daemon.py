@@ -1,6 +1,7 @@
 """The daemon: starts everything on top of the desk, in order, and stops it in reverse."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -20,12 +21,12 @@ from itdesk.actors.scanner import Scanner
 from itdesk.actors.scheduler import Scheduler
 from itdesk.actors.sequencer import Sequencer
 from itdesk.actors.settler import Settler
+from itdesk.actors.switcher import Switcher
 from itdesk.actors.watch import Watch
 from itdesk.actors.worker import Worker
 from itdesk.api import ROUTES
-from itdesk.api.dispatch import build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Route
-from itdesk.api.websocket import HUB
 from itdesk.assembly import open_desk
 from itdesk.config import Settings
 from itdesk.desk import Desk
@@ -117,15 +118,18 @@ async def _start(
     )
     hub = Hub(desk)
     supervisor = _actors(desk, hub, embedded)
-    app = build_app(desk, await all_routes(desk))
-    app[HUB] = hub
-    server = HttpServer(app, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
+    dispatcher = Dispatcher(desk, await all_routes(desk), hub)
+    desk.switchboard.reroute = lambda: dispatcher.serve(table(desk))
+    server = HttpServer(dispatcher, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
     reloader = Reloader(desk, server, read)
     supervisor.add(reloader)
     await server.start()
     stack.push_async_callback(server.stop)
     # Last, because this password is told once: a start that fails must not have made it.
     first_admin = None if settings.production else await first_administrator(desk)
+    # What is there now stays: a full collection that looked through it all would hold up the loop.
+    gc.collect()
+    gc.freeze()
     return supervisor, server, Ready(server.url, first_admin), reloader
 
 
@@ -219,6 +223,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     desk.db.job_listeners.append(worker.wake)
     desk.runtime = Health(desk, supervisor)
     supervisor.add(Watch(desk.runtime))
+    supervisor.add(Switcher(desk.switchboard, desk.plugins.patience))
     return supervisor
 
 
@@ -233,9 +238,15 @@ def scanners(desk: Desk) -> tuple[Scanner, Rescanner]:
 
 async def all_routes(desk: Desk) -> tuple[Route, ...]:
     """Return the table of routes: the desk's own and those of plugins, below their names."""
+    await desk.plugins.routes()
+    return table(desk)
+
+
+def table(desk: Desk) -> tuple[Route, ...]:
+    """Return the table with the routes that plugins have now."""
     own = [
         replace(route, path=f"/plugins/{name}{route.path}", root=False)
-        for name, routes in (await desk.plugins.routes()).items()
+        for name, routes in desk.plugins.served.items()
         for route in routes
     ]
     return (*ROUTES, *own)

@@ -17,7 +17,7 @@ may be `def` or `async def`, and may leave out arguments that it does not need:
 
 A hook that raises, returns something else than promised or exceeds its time (`timeout_seconds`,
 5) is logged and counted with the plugin's name and never reaches the desk or another plugin. When
-that happens at the start the plugin is out until the next one, and shown by /readyz. A section may
+that happens at the start the plugin is out until it is enabled, and shown by /readyz. A section may
 say `required = true`: then the desk does not start without the plugin. A plain `def` runs on the
 event loop: what takes longer than a few milliseconds belongs into a thread.
 """
@@ -25,15 +25,17 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from uuid import UUID
 
 import pluggy
 
+from itdesk.language import LanguageModel as LanguageModel
+from itdesk.mailing import Mailer as Mailer
+from itdesk.mailing import Outgoing as Outgoing
 from itdesk.model import Caller, Event, Role, ScanReason, Ticket
+from itdesk.model import Passage as Passage
+from itdesk.model.words import SignInProblem as SignInProblem
 from itdesk.remote import Tracker as Tracker
 
 if TYPE_CHECKING:
@@ -161,56 +163,6 @@ class ScanEngine(Protocol):
         Asked about once a minute. Raises `itdesk.errors.Unavailable` when the engine cannot be
         reached.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """A mail to one address, with the same content and Message-ID at every attempt.
-
-    Mails of one `thread` belong together: it is what their In-Reply-To and References name.
-    """
-
-    id: UUID
-    message_id: str
-    to_address: str
-    subject: str
-    text: str
-    html: str | None
-    thread: str | None
-    created_at: datetime
-
-
-@runtime_checkable
-class Mailer(Protocol):
-    """What sends the desk's mail; called from several jobs at a time."""
-
-    name: str
-
-    async def deliver(self, mail: Outgoing) -> None:
-        """Return once somebody else has taken the mail over.
-
-        Raises GiveUp when this mail can never be delivered, RetryLater when it may be later, and
-        `itdesk.errors.Unavailable` when none can be sent now: that is waited for without end.
-        """
-
-    async def check(self) -> str:
-        """Do all but send a mail and return what was found; a DeskError says what to mend."""
-
-
-class SignInProblem(StrEnum):
-    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
-
-    NOT_CONFIGURED = "oauth_not_configured"
-    DENIED = "oauth_denied"
-    STATE = "oauth_state_invalid"
-    ANSWER = "oauth_response_invalid"
-    CODE = "oauth_code_invalid"
-    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
-    EMAIL = "oauth_email_not_verified"
-    DOMAIN = "oauth_domain_not_allowed"
-    REFUSED = "oauth_sign_in_refused"
-    UNAVAILABLE = "oauth_unavailable"
-    SECOND_FACTOR = "oauth_second_factor_required"
 
 
 class SignInRefused(Exception):
@@ -370,7 +322,7 @@ class Health:
 
 @hookspec
 def itdesk_lifespan(desk: "Desk") -> AbstractAsyncContextManager[None]:  # type: ignore[empty-body]
-    """Return a context that is entered before the daemon serves and left after it stopped.
+    """Return a context: entered before the daemon serves or the plugin is on, left when that ends.
 
     Clients and sessions belong here. Plugins are left in the reverse order of entering.
     """
@@ -389,6 +341,11 @@ def itdesk_scan_engine(desk: "Desk") -> ScanEngine | None:
 @hookspec
 def itdesk_tracker(desk: "Desk") -> Tracker | None:
     """Return the remote issue tracker whose issues this plugin mirrors as tickets."""
+
+
+@hookspec
+def itdesk_model(desk: "Desk") -> LanguageModel | None:
+    """Return a language model; of several the one of the plugin that `ai.plugin` names is asked."""
 
 
 @hookspec
@@ -442,6 +399,12 @@ def itdesk_validate_ticket(
 @hookspec
 def itdesk_event(desk: "Desk", event: Event) -> None:
     """React to a committed change (a reactor: told once at most, after the commit)."""
+
+
+@hookspec
+def itdesk_knowledge(desk: "Desk", caller: Caller, query: str) -> Sequence[Passage] | None:
+    """Return what fits a query, best first and only what this caller may see: quickly, as whoever
+    asks waits for it."""
 
 
 @hookspec

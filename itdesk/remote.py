@@ -4,11 +4,17 @@ A tracker's plugin translates into it; the desk writes it into tickets. What the
 not speak of is absent here, and absent never erases.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
+
+# The fields that both sides may change.
+SHARED: Final = ("title", "description", "status", "priority", "tags", "assignee")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class RemoteIssue:
     title, description, status, priority, category, tags, and assignee and reporter as RemotePerson
     or None. Without `updated_at` the telling cannot be placed in time: such fields only open a
     ticket that is not there yet. With `all_comments` the comments are all there are, so that
-    others are gone.
+    others are gone. `origin` is the id of the ticket here that the issue says it was made from.
     """
 
     source: str
@@ -55,6 +61,7 @@ class RemoteIssue:
     all_comments: bool = False
     gone_comments: tuple[str, ...] = ()
     gone: bool = False
+    origin: UUID | None = None
 
     @property
     def project(self) -> str:
@@ -66,7 +73,8 @@ class RemoteIssue:
 class Mirrored:
     """What became of a telling: the ticket, if there is one, and whether it was made or changed.
 
-    `status` is ok, or duplicate or ignored when there was nothing to look at.
+    `status` is ok, or duplicate or ignored when there was nothing to look at. `drift` names the
+    fields in which the ticket was not what the telling says.
     """
 
     key: str
@@ -74,6 +82,61 @@ class Mirrored:
     created: bool = False
     updated: bool = False
     status: str = "ok"
+    drift: tuple[str, ...] = ()
+
+
+class Winner(StrEnum):
+    """Whose word counts about a field that both sides changed."""
+
+    REMOTE = "remote"
+    LOCAL = "local"
+    LAST_WRITER = "last_writer"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How one tracker's mirror works in both directions.
+
+    `winner` decides by the remote project's key and the field. `push` is the kind of job that
+    sends changes, or None when nothing is sent. `worded` is how a comment is written over there,
+    from its author's name and its text; `said` is the text again.
+    """
+
+    winner: Callable[[str, str], Winner]
+    worded: Callable[[str, str], str]
+    said: Callable[[str, str], str]
+    push: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What is known of the remote side of a ticket: fingerprints of its fields there.
+
+    `known` is what it was last heard to say, `sent` what was last sent and not changed there since,
+    `countered` what was last answered by sending our own again.
+    """
+
+    known: Mapping[str, str] = field(default_factory=dict)
+    sent: Mapping[str, str] = field(default_factory=dict)
+    countered: Mapping[str, str] = field(default_factory=dict)
+    creating: bool = False
+
+
+def fingerprint(value: Any) -> str:
+    """Return what contents share that differ only in how they are laid out."""
+    if isinstance(value, RemotePerson):
+        value = value.account or value.email or value.name
+    if isinstance(value, list | tuple):
+        value = "\n".join(sorted(str(entry).casefold() for entry in value))
+    text = " ".join(str("" if value is None else value).split())
+    return sha256(text.encode("utf-8", "replace")).hexdigest()[:20]
+
+
+def mark_of(name: str, value: Any) -> str:
+    """Return the fingerprint of a field's content; long texts are their words, however marked."""
+    if name == "description" and isinstance(value, str):
+        return fingerprint(" ".join(re.findall(r"\w+", value)) or value)
+    return fingerprint(value)
 
 
 @dataclass(frozen=True, slots=True)

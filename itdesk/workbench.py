@@ -29,6 +29,7 @@ from itdesk.runtime.clock import Clock
 from itdesk.store import head, jobs
 
 START_SECONDS = 60.0
+_ADMIN = Caller(None, "workbench", Role.ADMIN)
 
 
 @dataclass
@@ -62,6 +63,10 @@ class Workbench:
                 await self.desk.jobs.run(one)
             if not held and not self._events and not await self._hastened():
                 return
+
+    async def switch(self, name: str, *, enabled: bool) -> str:
+        """Switch a plugin off or on as an operator would; return its state: off, loaded, broken."""
+        return (await self.desk.switchboard.turn(_ADMIN, name, enabled=enabled)).state
 
     def plugin(self, name: str) -> Any:
         """Return the plugin's own object."""

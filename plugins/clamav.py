@@ -172,12 +172,13 @@ class _Exchange:
         return Reply(text, ended, self._whole_before_reply, self._sent)
 
     async def _send(self, stream: BinaryIO) -> None:
-        prefix = b"zINSTREAM\0"
-        while chunk := await asyncio.to_thread(stream.read, Client.chunk):
+        prefix, more = b"zINSTREAM\0", True
+        while more and (chunk := await asyncio.to_thread(stream.read, Client.chunk)):
             if not await self._write(prefix + struct.pack(">I", len(chunk)) + chunk):
                 return
             self._sent += len(chunk)
-            prefix = b""
+            # A buffered file returns less than it is asked for at its end only.
+            prefix, more = b"", len(chunk) == Client.chunk
         if await self._write(prefix + bytes(4)):
             self._whole = True
             self._watch.reschedule(None)

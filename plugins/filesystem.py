@@ -129,11 +129,11 @@ class Filesystem:
         """Yield an object's bytes in chunks of at most 1 MiB; NotFound when there is none."""
         download = Download(self, parts_of(key))
         try:
-            await self._run(download.open)
-            while chunk := await self._run(download.next):
+            while not download.ended and (chunk := await self._run(download.next)):
                 yield chunk
         finally:
-            await self._clean(download.close)
+            if not download.ended:
+                await self._clean(download.close)
 
     async def stat(self, key: str) -> Stored | None:
         """Return what is stored under a key, or None."""

@@ -105,42 +105,58 @@ class Upload:
 
 
 class Download:
-    """One object being read."""
+    """One object being read: opened with its first bytes and closed with its last.
+
+    Each step is a change of threads, which for a small file costs more than reading it.
+    """
 
     def __init__(self, storage: "Filesystem", parts: Sequence[str]) -> None:
+        self.ended = False
         self._storage = storage
         self._parts = parts
         self._lock = threading.Lock()
         self._file: int | None = None
-        self._closed = False
-
-    def open(self) -> None:
-        """Open a regular file, or raise NotFound."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                with self._storage.folder(self._parts[:-1]) as folder:
-                    self._file = os.open(self._parts[-1], _READ, dir_fd=folder)
-            except OSError as exc:
-                if exc.errno in ABSENT:
-                    raise NotFound.of("file") from exc
-                raise
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise NotFound.of("file")
+        self._left = 0
 
     def next(self) -> bytes:
-        """Return the next bytes, or none at the end."""
+        """Return the next bytes, or none at the end; NotFound when there is no such object."""
         with self._lock:
-            return os.read(self._file, BATCH) if self._file is not None else b""
+            if self.ended:
+                return b""
+            if self._file is None:
+                self._open()
+            assert self._file is not None
+            chunk = os.read(self._file, BATCH)
+            self._left -= len(chunk)
+            if not chunk or self._left <= 0:
+                self._close()
+            return chunk
 
     def close(self) -> None:
         """Close, whatever came before."""
         with self._lock:
-            self._closed = True
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close()
+
+    def _open(self) -> None:
+        """Open a regular file, or raise NotFound."""
+        try:
+            with self._storage.folder(self._parts[:-1]) as folder:
+                self._file = os.open(self._parts[-1], _READ, dir_fd=folder)
+        except OSError as exc:
+            if exc.errno in ABSENT:
+                raise NotFound.of("file") from exc
+            raise
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound.of("file")
+        # What is stored is never changed: when this much was read there is no more.
+        self._left = status.st_size
+
+    def _close(self) -> None:
+        self.ended = True
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def parts_of(key: str) -> list[str]:

@@ -136,7 +136,10 @@ async def _execute(url: str, statement: str, *arguments: str, touched: int | Non
 async def test_the_way_of_a_schema(
     pg_server: Server, empty_database_url: str, new_daemon: NewDaemon
 ) -> None:
-    """S0-06, S0-10, S0-11, S0-13, S0-15, S0-17, S2-09, S2-55: up, recorded, down and up again."""
+    """Up, recorded, down and up again.
+
+    S0-06, S0-10, S0-11, S0-13, S0-15, S0-17, S2-09, S2-55, S4-24.
+    """
     url, desk = empty_database_url, new_daemon(empty_database_url)
     known = Migrations(url).known
     before = await _run(desk, "db", "verify")

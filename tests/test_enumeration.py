@@ -68,6 +68,16 @@ async def test_a_wrong_code_is_refused_at_the_same_time_for_every_address(house:
         assert time.perf_counter() - started >= REFUSAL_SECONDS
 
 
+@pytest.mark.parametrize("path", ["resend", "forgot-password"])
+async def test_asking_again_is_the_same_work_for_every_address(house: House, path: str) -> None:
+    """S-05: a job that stood for the next request as well would live longer with an account."""
+    for email in (address(), await house.register()):
+        for _ in range(2):
+            (await house.post(path, email=email)).expect(200)
+        asked = "SELECT type FROM jobs WHERE type LIKE 'auth.%' AND args->>'email' = $1"
+        assert len(await house.sql(asked, email)) == 2
+
+
 @pytest.mark.parametrize("path", ["login", "forgot-password"])
 async def test_time_does_not_tell_much_after_a_few_requests(house: House, path: str) -> None:
     """S-05, short: what anybody would see at once."""

@@ -54,7 +54,7 @@ class Scene:
         gone = str(new_id())
         places = {"ticket": gone, "id": gone, "key": "TSK-99999999", "signed": "bm9uZQ.bm9uZQ",
                   "release": "x", "file": "y", "client_id": "c", "provider": "none",
-                  "identity": gone}  # fmt: skip
+                  "identity": gone, "plugin": "none"}  # fmt: skip
         return route.full_path.format(**places)
 
 
@@ -64,6 +64,7 @@ async def _build(live: Live) -> Scene:
     file = (await people["user"].upload(ticket["id"], b"words\n")).expect(201)
     places = {"ticket": ticket["id"], "key": ticket["key"], "id": file["id"], "signed": "x.y",
               "release": "x", "file": "y", "client_id": "c", "provider": "none",
+              "plugin": "filesystem",
               "identity": file["id"]}  # fmt: skip
     return Scene(live, people, places)
 
@@ -149,7 +150,8 @@ async def test_every_failure_of_a_route_is_the_one_error_body(scene: Scene, rout
             await fails(415, "E_UNSUPPORTED_MEDIA_TYPE", data=b"{}", headers=latin)
         if route.if_match:
             stale = {"If-Match": '"99"'}
-            await fails(412, "E_TICKET_VERSION_MISMATCH", headers=stale, json={"title": "Stale"})
+            body = {} if route.body_optional else {"title": "Stale"}
+            await fails(412, "E_TICKET_VERSION_MISMATCH", headers=stale, json=body)
         if "{" in route.full_path and route.body is None and route.body_media[:5] == "appli":
             answer = await ask(session, live, admin, route.method, scene.nowhere(route))
             failed(answer, 403 if route.who is Who.SIGNATURE else 404)
@@ -566,13 +568,17 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
         "F4": {"password": "x"},
         "F5": {"code": "000000"},
         **dict.fromkeys(("F6", "F7"), {"password": "x", "code": "000000"}),
+        "R62": {"title": "Something"},
+        "R63": {"messages": [{"role": "user", "content": "How is TSK-1?"}]},
         "K2": {"name": "x"},
         "V2": {"name": "x", "query": {}},
         "V4": {"name": "y"},
+        "G3": {"text": "x"},
         "N2": {"ticket_created": False},
         **dict.fromkeys(("R51", "R53"), RULE),
         "W2": {"rule": {key: RULE[key] for key in ("trigger", "actions")}},
         "W1": {"ids": [gone]},
+        "PL2": {"enabled": True},
         "W3": {"ticket": gone},
         **dict.fromkeys(
             ("W6", "W8"), {"name": "x", "url": "https://example.org/", "secret": "0123456789abcdef"}
@@ -580,7 +586,7 @@ def _valid(route: Route) -> Iterator[tuple[str, Any]]:
     }
     path = route.full_path.format(
         ticket=gone, id=gone, key="TSK-1", signed="x", release="", file="", client_id="c",
-        provider="none", identity=gone,
+        provider="none", identity=gone, plugin="filesystem",
     )  # fmt: skip
     yield path, bodies[route.id] if route.body is not None else None
 

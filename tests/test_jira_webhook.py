@@ -40,6 +40,9 @@ def _desk(pg_server: Server, jira: FakeJira, **env: str) -> Iterator[Live]:
         "JIRA_EMAIL": jira.email,
         "JIRA_API_TOKEN": jira.token,
         "ITDESK_SCANNER__ENABLED": "false",
+        # What comes in is looked at here; what goes out, in tests/test_jira_desk.py.
+        "ITDESK_PLUGINS__JIRA__PUSH__ENABLED": "false",
+        "ITDESK_PLUGINS__JIRA__BREAKER_SECONDS": "0.05",
     }
     daemon = make_daemon(url, **{**connection, **env})
     daemon.start()
@@ -238,6 +241,30 @@ async def test_what_an_event_does_not_mention_is_not_erased(signed: Live, jira: 
         "down",
         ["mail"],
     )
+
+
+async def test_the_few_fields_of_a_comments_event_change_nothing(
+    signed: Live, jira: FakeJira
+) -> None:
+    """SPEC 7: summary, status, priority and assignee in it are of nobody knows when."""
+    project = f"P{uuid4().hex[:6].upper()}"
+    issue = jira.issue("Mail", project=project, priority="High", assignee=jira.user("Jane"))
+    await jira.deliver(signed.url + UPSERT, jira.take(), secret=SECRET)
+    before = await ticket(signed, issue.key)
+    jira.say(issue, "looking")
+    raw = orjson.loads(jira.take()[0].body)
+    fields = raw["issue"]["fields"]
+    assert set(fields) == {"summary", "issuetype", "project", "assignee", "priority", "status"}
+    fields |= {
+        "summary": "Old", "assignee": None, "priority": {"name": "Low"},
+        "status": {"name": "Done", "statusCategory": {"key": "done"}},
+    }  # fmt: skip
+    (await send(signed, raw)).expect(200)
+    after = await ticket(signed, issue.key)
+    told = ("title", "status", "priority", "assignee_ids", "external")
+    assert {name: after[name] for name in told} == {name: before[name] for name in told}
+    comments = (await signed.admin.get(f"/tickets/{issue.key}/comments")).expect(200)
+    assert [comment["body"] for comment in comments] == ["looking"]
 
 
 async def test_a_comment_that_names_no_issue_finds_its_ticket(signed: Live, jira: FakeJira) -> None:
@@ -633,6 +660,12 @@ async def test_the_shell_reconciles_too(signed: Live, jira: FakeJira) -> None:
     assert (await ticket(signed, issue.key))["title"] == "From the shell"
     wrong = await asyncio.to_thread(signed.daemon.run, "jira", "reconcile", "--since", "yesterday")
     assert wrong.returncode == 2 and "2026-01-31T12:00:00Z" in wrong.stderr
+
+
+async def test_without_jira_the_import_says_what_to_set(live: Live) -> None:
+    """C10: 1 when it is not configured; `live` is a desk without Jira."""
+    done = await asyncio.to_thread(live.daemon.run, "jira", "import")
+    assert done.returncode == 1 and "JIRA_BASE_URL" in done.stderr, done
 
 
 async def test_what_came_and_what_was_asked_is_counted(signed: Live) -> None:

@@ -141,14 +141,6 @@ async def until(true: Callable[[], Awaitable[bool]], *, seconds: float = 30.0) -
         await asyncio.to_thread(time.sleep, 0.02)
 
 
-async def gone(daemon: Daemon) -> int:
-    """Return the exit status of a daemon that ends by itself."""
-    assert daemon.process is not None and daemon.process.stdout is not None
-    status = await asyncio.to_thread(daemon.process.wait, 30)
-    daemon.process.stdout.close()
-    return status
-
-
 async def test_work_follows_from_a_change_at_once(shop: Shop) -> None:
     """A plugin's job is queued with the ticket and done without waiting for a poll."""
     daemon = shop.daemon(ITDESK_JOBS__POLL_SECONDS="600")
@@ -196,7 +188,7 @@ async def test_a_crash_around_a_remote_effect_loses_nothing(
     await conn.close()
     async with running(daemon) as live:
         await live.admin.ticket("one")
-        assert await gone(daemon) == -signal.SIGKILL
+        assert await asyncio.to_thread(daemon.ended) == -signal.SIGKILL
         daemon.env.pop("ITDESK_FAILPOINTS")
         await asyncio.to_thread(daemon.start)
         await until(lambda: _all_done(shop))
@@ -216,7 +208,7 @@ async def test_a_crash_around_a_commit_leaves_the_cause_and_its_work_or_neither(
         for _ in range(10):
             with pytest.raises(ClientError):
                 await admin.post("/tickets", {"title": f"die {point}"})
-            assert await gone(daemon) == -signal.SIGKILL
+            assert await asyncio.to_thread(daemon.ended) == -signal.SIGKILL
             await asyncio.to_thread(daemon.start)
             admin = replace(admin, base=daemon.url)
             causes = len((await admin.get("/tickets")).expect(200))
@@ -328,7 +320,7 @@ async def test_a_poisonous_job_ends_the_process_five_times_at_most(shop: Shop) -
             await until(partial(_settled, shop, process))
             if process.poll() is None:
                 break
-            await gone(daemon)
+            await asyncio.to_thread(daemon.ended)
             lives += 1
             assert lives <= 6
             await asyncio.to_thread(daemon.start)

@@ -43,6 +43,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "crossed-file": TWO,
     "token": FOUR,
     "view": FOUR,
+    "suggestion": FOUR,
+    "applied-suggestion": FOUR,
     "project": TWO,
     "asset": TWO,
     "provider": TWO,
@@ -54,6 +56,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "workflow": TWO,
     "workflow-target": TWO,
     "failed-mail": TWO,
+    "plugin": TWO,
 }
 # So many requests of one route are on their way at once.
 ABREAST = 6
@@ -181,6 +184,9 @@ class World:
                 kept = {"name": uuid4().hex, "query": {"status": ["open"]}}
                 made = await self.owner(caller, kind).post("/views", kept)
                 return {"id": made.expect(201)["id"]}
+            case "suggestion" | "applied-suggestion":
+                ticket = await self.ticket(caller, kind)
+                return await self._suggestion(ticket, applied=thing.startswith("applied"))
             case "workflow":
                 rule = {"name": "Kept", "trigger": "comment_added", "active": False}
                 made = await self.live.admin.post(
@@ -194,6 +200,8 @@ class World:
                 return {"id": made.expect(201)["id"]}
             case "waiting-job" | "failed-job":
                 return {"id": await self._job(thing.removesuffix("-job"))}
+            case "plugin":
+                return {"plugin": "filesystem"}
             case "failed-mail":
                 return {"id": await self._failed_mail()}
             case "upload-link":
@@ -220,7 +228,8 @@ class World:
                 return {"signed": "bm90aGluZw.bm90aGluZw"}
             case "crossed-file":
                 return {"ticket": self.objects[caller, "ticket"]["ticket"], "id": gone}
-        return {"ticket": gone, "id": gone, "provider": "nobody", "identity": gone,
+        return {"ticket": gone, "id": gone, "provider": "nobody", "plugin": "none",
+                "identity": gone,
                 "file_key": f"tickets/{gone}/{gone}", "file": "x.js",
                 "release": self.asset.split("/")[-2]}  # fmt: skip
 
@@ -232,11 +241,22 @@ class World:
 
     async def kept(self, thing: str, caller: str, kind: str) -> Places:
         """Return where to find an object that lasts: nothing may change it."""
-        lasting = ("-link", "-job", "-mail", "token", "view", "workflow", "workflow-target")
+        lasting = (
+            "-link",
+            "-job",
+            "-mail",
+            "token",
+            "view",
+            "workflow",
+            "workflow-target",
+            "suggestion",
+        )
         if kind == "missing" or thing == "" or thing.endswith(lasting):
             return await self.make(thing, caller, kind)
         if thing == "provider":
             return {"provider": "google"}
+        if thing == "plugin":
+            return {"plugin": "filesystem"}
         if thing == "asset":
             return {"release": self.asset.split("/")[-2], "file": self.asset.split("/")[-1]}
         whose = kind if kind in ("team", "other") else caller
@@ -252,6 +272,20 @@ class World:
             ('matrix.none', $1, CASE WHEN $1 = 'failed' THEN now() END) RETURNING id::text"""
         try:
             return str(await conn.fetchval(query, state))
+        finally:
+            await conn.close()
+
+    async def _suggestion(self, ticket: Any, *, applied: bool) -> Places:
+        """Return a suggestion on a ticket: open, or done by the desk itself."""
+        if not applied:
+            made = (await self.live.admin.post(f"/tickets/{ticket['id']}/summary")).expect(200)
+            return {"ticket": ticket["id"], "id": made["suggestion"]["id"]}
+        conn = await asyncpg.connect(self.live.daemon.env["DATABASE_URL"])
+        query = """INSERT INTO suggestions (ticket_id, kind, proposal, source, state, replaced,
+            decided_at) VALUES ($1::uuid, 'priority', 'medium', 'rules', 'applied', 'low', now())
+            RETURNING id::text"""
+        try:
+            return {"ticket": ticket["id"], "id": await conn.fetchval(query, ticket["id"])}
         finally:
             await conn.close()
 
@@ -544,6 +578,7 @@ def test_the_policy_is_whole() -> None:
             "file",
             "client_id",
             "provider",
+            "plugin",
             "identity",
         }
         assert entry.get("object", "") in KINDS

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from itdesk.cli import main
-from tests.support.daemon import Daemon, live_on, make_daemon, running
+from tests.support.daemon import Daemon, Live, Person, live_on, make_daemon, running
+from tests.support.load import eventually
 from tests.support.postgres import Server
 
 GOOD = """
@@ -32,6 +35,7 @@ class Plugin:
     @hookimpl
     def itdesk_health(self): ...
 """
+README = Path(__file__).resolve().parents[1] / "README.md"
 DEADLY = "import os; os._exit(7)"
 
 
@@ -140,3 +144,122 @@ async def test_the_safe_mode_starts_in_spite_of_a_plugin_that_does_not_let_it(
             assert (await live_on(daemon)).admin.token
     finally:
         await pg_server.drop(url)
+
+
+HELLO = (
+    GOOD
+    + """
+    @hookimpl
+    def itdesk_routes(self):
+        from itdesk.api.route import Reply, Route, Who
+        async def hello(call):
+            '''Greet.'''
+            return Reply({"hello": self.settings.count})
+        return [Route(id="H1", method="GET", path="/hello", handler=hello, who=Who.PUBLIC,
+                      tag="good")]
+"""
+)
+HELLO_PATH = "/api/v1/plugins/good/hello"
+
+
+async def _settled(live: Live, state: str, reason: str = "") -> dict[str, Any]:
+    """Return how the plugin is at a daemon, once it is so."""
+    found: dict[str, Any] = {}
+
+    async def is_so() -> bool:
+        found.update((await live.admin.get("/plugin-switches/good")).expect(200))
+        return bool(found["settled"] and found["state"] == state and reason in found["reason"])
+
+    await eventually(is_so, seconds=20)
+    return found
+
+
+@pytest.mark.parametrize("daemons", [1, pytest.param(2, marks=pytest.mark.slow)])
+async def test_a_plugin_is_switched_off_and_on_at_every_daemon_without_a_restart(
+    pg_server: Server, drop_ins: Path, daemons: int
+) -> None:
+    """O-05: by the route and from the shell; how it went is told, and who did it is kept.
+
+    That daemons hear of each other's switches has a short form in tests/desk/test_switches.py.
+    """
+    _drop(drop_ins, "good", HELLO)
+    url = await pg_server.create()
+    one, two = (make_daemon(url, ITDESK_CONFIG=_config(drop_ins, "[plugins.good]")) for _ in "12")
+    two.env["ITDESK_AUTH__JWT_KEY_FILE"] = str(one.state_dir / "jwt-key.pem")
+    try:
+        async with running(one) as here:
+            if daemons == 1:
+                await _comes_and_goes(here, here, drop_ins)
+                return
+            await asyncio.to_thread(two.start)
+            there = Live(two, Person(two.url, here.admin.token))
+            await _comes_and_goes(here, there, drop_ins)
+            assert await asyncio.to_thread(two.stop) == 0
+    finally:
+        if two.process is not None and two.process.poll() is None:
+            two.process.kill()
+        shutil.rmtree(two.state_dir, ignore_errors=True)
+        await pg_server.drop(url)
+
+
+async def _comes_and_goes(here: Live, there: Live, drop_ins: Path) -> None:
+    async def turn(enabled: bool) -> Any:
+        body = {"enabled": enabled}
+        path = "/api/v1/plugin-switches/good"
+        return (await here.admin.call("PUT", path, json=body)).expect(200)
+
+    # The very lines of the README.
+    plugins = README.read_text().partition("\n## Plugins\n")[2].partition("\n## ")[0]
+    disable, enable = re.findall(r"^itdesk plugins (\w+) hello$", plugins, flags=re.M)
+
+    async def shell(*arguments: str) -> tuple[int, str, str]:
+        done = await asyncio.to_thread(here.daemon.run, "plugins", *arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    for live in (here, there):
+        assert (await live.nobody.call("GET", HELLO_PATH)).expect(200) == {"hello": 1}
+    off = await turn(False)
+    assert (off["state"], off["enabled"], off["settled"]) == ("off", False, True)
+    assert off["changed_by"] == "Administrator"
+    await _settled(there, "off")
+    for live in (here, there):
+        (await live.nobody.call("GET", HELLO_PATH)).refused(404, "E_NOT_FOUND")
+        assert HELLO_PATH not in (await live.nobody.call("GET", "/openapi.json")).raw.decode()
+        ready = (await live.nobody.call("GET", "/readyz")).expect(200)["checks"]["plugins"]
+        assert ready["status"] == "degraded" and "good: switched off" in ready["reason"]
+        assert "Administrator" not in ready["reason"]
+    _drop(drop_ins, "good", f"{HELLO}\n1 / 0\n")
+    status, said, wrong = await shell(enable, "good")
+    assert (status, wrong) == (0, "") and said.startswith("good is switched on.\n")
+    for live in (here, there):
+        broken = await _settled(live, "broken", "load: ZeroDivisionError")
+        assert broken["enabled"] and broken["changed_by"] is None
+        await live.admin.ticket()
+    _drop(drop_ins, "good", HELLO.replace("count: int = 1", "count: int = 2"))
+    assert (await turn(True))["state"] == "loaded"
+    await _settled(there, "loaded")
+    for live in (here, there):
+        assert (await live.nobody.call("GET", HELLO_PATH)).expect(200) == {"hello": 2}
+        assert HELLO_PATH in (await live.nobody.call("GET", "/openapi.json")).raw.decode()
+        assert "good" not in (await live.nobody.call("GET", "/readyz")).raw.decode()
+    _drop(drop_ins, "good", DEADLY)
+    # None of its lines runs for this, here or there.
+    assert (await shell(disable, "good"))[::2] == (0, "")
+    for live in (here, there):
+        await _settled(live, "off")
+    status, said, wrong = await shell("list")
+    assert (status, wrong) == (0, "") and "enable good (by a shell of the host)" in said
+    journal = (await here.admin.get("/events?limit=200")).expect(200)
+    told = [(e["type"], e["actor_name"]) for e in journal if e["type"].startswith("plugin.")]
+    assert sorted(told) == [
+        ("plugin.disabled", "Administrator"), ("plugin.disabled", "itdesk"),
+        ("plugin.enabled", "Administrator"), ("plugin.enabled", "itdesk"),
+    ]  # fmt: skip
+
+
+async def test_the_list_says_when_nobody_can_know_what_is_off(shell: Daemon) -> None:
+    """The night when the database is away: the rest is told all the same."""
+    shell.env["DATABASE_URL"] = "postgresql://itdesk@127.0.0.1:1/itdesk"
+    done = shell.run("plugins", "list")
+    assert done.returncode == 0 and "filesystem" in done.stdout
+    assert done.stderr.startswith("warning: whether any is switched off is not known: ")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from itdesk.workbench import Workbench
 from tests.support.daemon import Live, live_on, make_daemon, started
 from tests.support.postgres import Server
 
@@ -145,6 +146,14 @@ async def test_a_new_plugin_passes_its_own_test_as_written(pg_server: Server) ->
         await pg_server.drop(url)
 
 
+def test_the_test_kit_is_described_whole() -> None:
+    """Whatever a workbench has is in the README's table, and nothing else."""
+    (section,) = [part for part in re.split(r"^## ", README, flags=re.M) if part[:7] == "Plugins"]
+    told = set(re.findall(r"`bench\.(\w+)", section))
+    has = {name for name in (*dir(Workbench), "desk") if not name.startswith("_")}
+    assert told == has
+
+
 @pytest.mark.slow
 async def test_a_new_plugin_brings_its_own_database_to_its_test() -> None:
     """The same with nothing but the package: on the embedded database."""
@@ -154,7 +163,7 @@ async def test_a_new_plugin_brings_its_own_database_to_its_test() -> None:
 def _run_the_tutorial(**env: str) -> None:
     with tempfile.TemporaryDirectory(prefix="itdesk-tutorial-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        (lines,) = _blocks("Plugins", "sh")
+        lines, _switching = _blocks("Plugins", "sh")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", lines], cwd=folder, text=True, timeout=120,

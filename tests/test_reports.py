@@ -20,6 +20,8 @@ TABLES = {
                       "query"],
     "trends": ["date", "created", "closed", "open", "median_seconds_to_first_action",
                "median_seconds_to_close"],
+    "suggestions": ["kind", "category", "accepted", "rejected", "decided", "precision", "applied",
+                    "open"],
 }  # fmt: skip
 DASHBOARD = {
     "total_tickets", "open_tickets", "triaged_tickets", "in_progress_tickets", "blocked_tickets",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Left may not import right.
 LAYERS = [
-    {"errors", "model", "remote", "route"},
+    {"errors", "language", "mailing", "model", "remote", "route"},
     {"config", "runtime"},
     {"store", "archives"},
     {"hookspecs"},
@@ -81,8 +81,8 @@ def test_the_business_knows_no_http(path: Path) -> None:
 def test_plugins_use_the_contract_only(path: Path) -> None:
     """A plugin of ours imports nothing that a third party's could not rely on."""
     public = (
-        "itdesk.hookspecs", "itdesk.model", "itdesk.remote", "itdesk.errors", "itdesk.archives",
-        DECLARATION,
+        "itdesk.hookspecs", "itdesk.language", "itdesk.mailing", "itdesk.model", "itdesk.remote",
+        "itdesk.errors", "itdesk.archives", DECLARATION,
     )  # fmt: skip
     runtime = ("itdesk.runtime.log", "itdesk.runtime.clock")
     for imported in _imports(path):

@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 import pytest
 
-from tests.support.daemon import Daemon, Live, Person, live_on, make_daemon, running, wait
+from tests.support.daemon import Live, Person, live_on, make_daemon, running, wait
 from tests.support.postgres import Server
 from tests.support.sink import Sink, sinking
 
@@ -251,13 +251,6 @@ async def test_an_address_that_may_not_be_called_is_no_target(live: Live, url: s
     assert SECRET.encode() not in answer.raw
 
 
-async def _gone(daemon: Daemon) -> int:
-    assert daemon.process is not None and daemon.process.stdout is not None
-    status = await asyncio.to_thread(daemon.process.wait, 30)
-    daemon.process.stdout.close()
-    return status
-
-
 @pytest.mark.parametrize(("point", "requests"), [("before_send", 1), ("after_send", 2)])
 async def test_a_crash_around_a_call_loses_and_doubles_nothing(
     database_url: str, sink: Sink, point: str, requests: int
@@ -270,7 +263,7 @@ async def test_a_crash_around_a_call_loses_and_doubles_nothing(
             live, actions={"steps": [{"add_tag": "ruled"}, {"call_webhook": target["id"]}]}
         )
         ticket = await live.admin.ticket()
-        assert await _gone(daemon) == -signal.SIGKILL
+        assert await asyncio.to_thread(daemon.ended) == -signal.SIGKILL
         daemon.env.pop("ITDESK_FAILPOINTS")
         await asyncio.to_thread(daemon.start)
         live.admin = Person(daemon.url, live.admin.token, live.admin.id)
@@ -315,7 +308,7 @@ async def test_a_crash_while_rules_work_repeats_nothing(
         admin = Person(daemon.url, live.admin.token, live.admin.id)
         ticket = await admin.ticket()
         if point == "before_mark":
-            assert await _gone(daemon) == -signal.SIGKILL
+            assert await asyncio.to_thread(daemon.ended) == -signal.SIGKILL
             daemon.env.pop("ITDESK_FAILPOINTS")
         else:
             await asyncio.to_thread(daemon.stop, signal.SIGKILL)

@@ -28,6 +28,14 @@ async def _tickets() -> None:
         await bench.settle()
         assert len(plugin.greeted) == 1
         assert bench.problems() == {}
+        # It goes and comes while the desk works; what is queued waits for it.
+        await bench.ticket(alice, "The printer is on fire")
+        assert await bench.switch("example", enabled=False) == "off"
+        await bench.ticket(alice, "help")
+        await bench.settle()
+        assert await bench.switch("example", enabled=True) == "loaded"
+        await bench.settle()
+        assert len(bench.plugin("example").greeted) == 1
 
 
 def test_new_tickets_are_greeted_and_bad_ones_refused() -> None:

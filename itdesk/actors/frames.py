@@ -20,7 +20,7 @@ PROTOCOL = "itdesk.v1"
 
 _AS_IN_REST = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 # What the journal keeps for itself.
-_UNTOLD = frozenset({"readers", "key", "title", "downloaded_by"})
+_UNTOLD = frozenset({"readers", "key", "title", "downloaded_by", "mirror"})
 
 
 def text(payload: Mapping[str, Any]) -> bytes:

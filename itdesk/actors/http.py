@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from itdesk.actors.connection import IDLE_SECONDS, SWEEP_SECONDS, Connection
-from itdesk.api.dispatch import DISPATCHER
 from itdesk.errors import ConfigError
 from itdesk.runtime.clock import Clock, Timer
 from itdesk.runtime.log import get_logger
 
 if TYPE_CHECKING:
+    from itdesk.api.dispatch import Dispatcher
     from itdesk.config import Server as Settings
-
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 BACKLOG = 1024
 UNSENT_BYTES = 256 * 1024
@@ -33,11 +31,11 @@ log = get_logger("http")
 
 
 class HttpServer:
-    """Serves an application of `build_app` on the configured address."""
+    """Serves what the dispatcher answers on the configured address."""
 
     def __init__(
         self,
-        app: web.Application,
+        dispatcher: "Dispatcher",
         settings: "Settings",
         clock: Clock,
         *,
@@ -48,16 +46,8 @@ class HttpServer:
         self._settings = settings
         self._clock = clock
         self._passed = list(sockets)
-        self._dispatcher = app[DISPATCHER]
-        self._runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            shutdown_timeout=0.5,
-            keepalive_timeout=IDLE_SECONDS,
-            auto_decompress=False,
-            lingering_time=5.0,
-        )
+        self._dispatcher = dispatcher
+        self._runner: web.ServerRunner | None = None
         self._tls: ssl.SSLContext | None = None
         self._listening: list[asyncio.Server] = []
         self._sweep_timer: Timer | None = None
@@ -73,8 +63,7 @@ class HttpServer:
     @property
     def connections(self) -> list[Connection]:
         """Return the open connections."""
-        server = self._runner.server
-        found = server.connections if server is not None else []
+        found = self._runner.server.connections if self._runner and self._runner.server else []
         return [connection for connection in found if isinstance(connection, Connection)]
 
     @property
@@ -86,10 +75,11 @@ class HttpServer:
         """Listen; raise ConfigError with one line that says why it is impossible."""
         self._tls = _tls(self._settings)
         sockets = self._passed or await _bind(self._settings.host, self._settings.port)
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None
-        server.request_handler = _noting(server.request_handler)
+        runner = web.ServerRunner(
+            web.Server(self._answer, request_factory=self._dispatcher.request), shutdown_timeout=0.5
+        )
+        await runner.setup()
+        self._runner = runner
         loop = asyncio.get_running_loop()
         handshake = HANDSHAKE_SECONDS if self._tls else None
         for sock in sockets:
@@ -157,7 +147,8 @@ class HttpServer:
             listening.close()
         self._listening.clear()
         transports = [connection.transport for connection in self.connections]
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
         for transport in transports:
             # What was closed may still wait for a client that takes nothing.
             if transport is not None:
@@ -178,10 +169,10 @@ class HttpServer:
             _load(self._tls, settings)
 
     def _connect(self) -> Connection:
-        server = self._runner.server
-        assert server is not None
+        assert self._runner is not None
+        assert self._runner.server is not None
         return Connection(
-            server,
+            self._runner.server,
             self._dispatcher,
             loop=asyncio.get_running_loop(),
             access_log=None,
@@ -189,6 +180,13 @@ class HttpServer:
             auto_decompress=False,
             lingering_time=5.0,
         )
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request; only its connection can tell when the answer is sent."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.begin(request)
+        return await self._dispatcher.handle(request)
 
     def _sweep(self) -> None:
         """Cut off the clients that failed to do their part in time."""
@@ -201,18 +199,6 @@ class HttpServer:
                 address = name[0] if isinstance(name, tuple) else name
                 log.info("client cut off", address=address, failed_to=failed_to)
                 connection.cut_off()
-
-
-def _noting(answer: Answer) -> Answer:
-    """Tell the connection when a request begins; only it can tell when the answer is sent."""
-
-    async def noted(request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        if isinstance(connection, Connection):
-            connection.begin(request)
-        return await answer(request)
-
-    return noted
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

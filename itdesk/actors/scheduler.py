@@ -14,9 +14,14 @@ class Scheduler(Actor):
     critical = False
 
     def __init__(self, schedules: Schedules) -> None:
-        self.period = float(min(schedules.shortest or LONGEST_PERIOD, LONGEST_PERIOD))
         self._schedules = schedules
+        self._pace()
 
     async def handle(self, message: object) -> None:
         """Queue what is due."""
+        self._pace()
         await self._schedules.start_due()
+
+    def _pace(self) -> None:
+        # Plugins come and go, and their schedules with them.
+        self.period = float(min(self._schedules.shortest or LONGEST_PERIOD, LONGEST_PERIOD))

@@ -1,6 +1,7 @@
 """The REST interface: routes declared once, everything else derived from them."""
 
 from itdesk.api import (
+    assist,
     asyncapi,
     attachments,
     auth,
@@ -17,6 +18,8 @@ from itdesk.api import (
     reports,
     search,
     stats,
+    suggestions,
+    switches,
     system,
     tickets,
     tokens,
@@ -36,10 +39,12 @@ ROUTES: tuple[Route, ...] = (
     *identities.ROUTES,
     *tickets.ROUTES,
     *search.ROUTES,
+    *suggestions.ROUTES,
     *attachments.ROUTES,
     *projects.ROUTES,
     *users.ROUTES,
     *people.ROUTES,
+    *assist.ROUTES,
     *workflows.ROUTES,
     *emails.ROUTES,
     *websocket.ROUTES,
@@ -48,6 +53,7 @@ ROUTES: tuple[Route, ...] = (
     *integrations.ROUTES,
     *journal.ROUTES,
     *jobs.ROUTES,
+    *switches.ROUTES,
     *system.ROUTES,
     *pages.ROUTES,
     *docs.ROUTES,

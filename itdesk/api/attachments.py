@@ -218,7 +218,7 @@ def _id(call: Call) -> UUID:
         raise NotFound.of("attachment") from None
 
 
-async def _file_part(request: web.Request) -> tuple[MultipartReader, BodyPartReader]:
+async def _file_part(request: web.BaseRequest) -> tuple[MultipartReader, BodyPartReader]:
     if not request.content_type.startswith("multipart/"):
         raise UnsupportedMedia("Send the file as multipart/form-data, in the field `file`.")
     try:

@@ -1,15 +1,16 @@
 """The way of every request: identified, matched, authenticated, authorised, validated, answered.
 
-One middleware does it all, and whatever goes wrong on the way becomes the one error body. The
-handler behind it is three lines.
+The dispatcher does it all, and whatever goes wrong on the way becomes the one error body. The
+handler behind it is three lines. It stands right behind the connection: an aiohttp application
+around it would match every request once more.
 """
 
 import asyncio
 import hmac
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aiohttp import hdrs, web
@@ -28,7 +29,7 @@ from itdesk.api.exchange import (
     new_request_id,
 )
 from itdesk.api.matching import Router
-from itdesk.api.openapi import DOCUMENT, Document
+from itdesk.api.openapi import Document
 from itdesk.api.origin import Origins, Peer, address_class, offered_token
 from itdesk.api.proofs import check_proof
 from itdesk.api.route import Call, Reply, Route, Who
@@ -47,9 +48,10 @@ from itdesk.errors import (
 )
 from itdesk.model import Caller, Role
 from itdesk.runtime import log
-from itdesk.store.db import Contention
+from itdesk.store.failures import Contention
 
 if TYPE_CHECKING:
+    from itdesk.actors.hub import Hub
     from itdesk.desk import Desk
 
 ATTEMPTS = 4
@@ -58,51 +60,19 @@ NOBODY = UUID(int=0)
 
 _log = log.get_logger("api")
 
-DISPATCHER: "web.AppKey[Dispatcher]" = web.AppKey("dispatcher")
-
-
-def build_app(desk: "Desk", routes: Iterable[Route]) -> web.Application:
-    """Return the application that serves these routes."""
-    routes = tuple(routes)
-    dispatcher = Dispatcher(desk, routes)
-
-    @web.middleware
-    async def dispatch(request: web.Request, handler: object) -> web.StreamResponse:
-        return await dispatcher.handle(request)
-
-    app = web.Application(middlewares=[dispatch], client_max_size=desk.settings.server.max_body)
-    app[DISPATCHER] = dispatcher
-    app[DOCUMENT] = Document(routes, documented_cookie(desk.settings))
-    # Everything matches here, so that one table and not aiohttp's router decides.
-    app.router.add_route("*", "/{tail:.*}", _never, expect_handler=_patient)
-    app.on_response_prepare.append(dispatcher.finish)
-    return app
-
-
-async def _never(request: web.Request) -> web.StreamResponse:
-    raise AssertionError("the middleware answers everything")
-
-
-async def _patient(request: web.Request) -> None:
-    """Wait with 100 Continue until the request is known to be wanted."""
-
 
 class Dispatcher:
     """Answers requests by the table of routes."""
 
-    def __init__(self, desk: "Desk", routes: tuple[Route, ...]) -> None:
+    def __init__(self, desk: "Desk", routes: Iterable[Route], hub: "Hub | None" = None) -> None:
+        routes = tuple(routes)
+        self.document = Document(routes, documented_cookie(desk.settings))
+        self.hub = hub
+        self._request = _requests_of(self)
         self._desk = desk
         self._settings = desk.settings
-        for route in routes:
-            if route.idempotent and route.who.role is None:
-                # All who are not signed in would share their keys, and so their answers.
-                raise ValueError(f"{route.method} {route.full_path}: idempotent needs a sign-in")
-            if route.rate not in CLASSES:
-                known = ", ".join(sorted(CLASSES))
-                raise ValueError(f"{route.method} {route.full_path}: rate is one of {known}")
-        self._router = Router(routes)
+        self.serve(routes)
         self._origins = Origins(desk.settings)
-        self._queries = {id(route): payload.QueryReader(route.query) for route in routes}
         token = desk.settings.metrics.token
         self._operator_token = token.get_secret_value() if token else None
         self._cookies = Cookies(desk.settings.auth)
@@ -110,7 +80,21 @@ class Dispatcher:
         self._deadlines = Deadlines(desk.clock)
         self.exchanges = Exchanges(desk, self._origins)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    def serve(self, routes: tuple[Route, ...]) -> None:
+        """Answer by this table from now on; ValueError, and the one from before, if it is wrong."""
+        for route in routes:
+            if route.idempotent and route.who.role is None:
+                # All who are not signed in would share their keys, and so their answers.
+                raise ValueError(f"{route.method} {route.full_path}: idempotent needs a sign-in")
+            if route.rate not in CLASSES:
+                known = ", ".join(sorted(CLASSES))
+                raise ValueError(f"{route.method} {route.full_path}: rate is one of {known}")
+        router = Router(routes)
+        queries = {id(route): payload.QueryReader(route.query) for route in routes}
+        self._router, self._queries = router, queries
+        self.document.describe(routes)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every failure is an answer as well."""
         clock = self._desk.clock
         started = clock.monotonic()
@@ -142,14 +126,21 @@ class Dispatcher:
         self.exchanges.close(request, exchange, response.status, response.content_length or 0, 0.0)
         return response
 
-    async def finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def request(self, *parts: Any) -> web.BaseRequest:
+        """Return a request of ours, of the parts that aiohttp makes one from."""
+        loop = asyncio.get_running_loop()
+        return self._request(*parts, loop, client_max_size=self._settings.server.max_body)
+
+    def finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Add the headers that every answer carries, just before they are sent."""
-        exchange = request[EXCHANGE]
-        exchange.begun = response
-        self.exchanges.decorate(request, response, exchange)
+        exchange = request.get(EXCHANGE)
+        # What never became a request has its answer finished where it is made.
+        if exchange is not None:
+            exchange.begun = response
+            self.exchanges.decorate(request, response, exchange)
 
     async def _answer(
-        self, request: web.Request, exchange: Exchange, started: float
+        self, request: web.BaseRequest, exchange: Exchange, started: float
     ) -> web.StreamResponse:
         deadline = None
         try:
@@ -186,7 +177,7 @@ class Dispatcher:
         return self._fail(request, exchange, failure)
 
     def _fail(
-        self, request: web.Request, exchange: Exchange, failure: DeskError
+        self, request: web.BaseRequest, exchange: Exchange, failure: DeskError
     ) -> web.StreamResponse:
         if exchange.begun is not None:
             # Half an answer is out: only a broken connection tells the client that it is not all.
@@ -200,13 +191,16 @@ class Dispatcher:
         return response
 
     async def _serve(
-        self, request: web.Request, route: Route, path: Mapping[str, str], exchange: Exchange
+        self, request: web.BaseRequest, route: Route, path: Mapping[str, str], exchange: Exchange
     ) -> web.StreamResponse:
+        # Before anything is waited for: meanwhile the table may become another one.
+        reader = self._queries[id(route)]
         caller = await self._authorised(request, route, exchange)
-        query = self._queries[id(route)].read(request.rel_url.raw_query_string)
+        query = reader.read(request.rel_url.raw_query_string)
         call = Call(
             request=request,
             desk=self._desk,
+            dispatcher=self,
             caller=caller,
             path=path,
             query=query,
@@ -231,7 +225,7 @@ class Dispatcher:
             return render.response(reply, route.response_media)
         return reply
 
-    async def _read_json(self, request: web.Request, route: Route, call: Call) -> bytes:
+    async def _read_json(self, request: web.BaseRequest, route: Route, call: Call) -> bytes:
         assert route.body is not None
         raw = await payload.read_body(request, self._settings.server.max_body)
         if not raw and route.body_optional:
@@ -257,7 +251,9 @@ class Dispatcher:
                 await self._desk.clock.sleep(random.uniform(0.005, 0.02) * attempt)
         raise AssertionError("unreachable")
 
-    async def _authorised(self, request: web.Request, route: Route, exchange: Exchange) -> Caller:
+    async def _authorised(
+        self, request: web.BaseRequest, route: Route, exchange: Exchange
+    ) -> Caller:
         least = route.who.role
         if route.websocket:
             cookie = self._cookies.access(request, exchange.peer)
@@ -297,7 +293,7 @@ class Dispatcher:
         caller.require(least)
         return caller
 
-    def _token(self, request: web.Request, peer: Peer) -> str:
+    def _token(self, request: web.BaseRequest, peer: Peer) -> str:
         """Return the access token: the bearer token if there is one, else the cookie's."""
         header = request.headers.get(hdrs.AUTHORIZATION)
         if header is not None:
@@ -308,7 +304,7 @@ class Dispatcher:
         self._origins.check_cookie_use(request, peer)
         return token
 
-    def _check_operator(self, request: web.Request) -> None:
+    def _check_operator(self, request: web.BaseRequest) -> None:
         if self._operator_token is None:
             return
         header = request.headers.get(hdrs.AUTHORIZATION)
@@ -318,7 +314,7 @@ class Dispatcher:
         if not hmac.compare_digest(given, self._operator_token.encode()):
             raise InvalidToken("This is not the token of the option metrics.token.")
 
-    def _options(self, request: web.Request) -> web.Response:
+    def _options(self, request: web.BaseRequest) -> web.Response:
         """Answer what is allowed at a path; browsers ask before they send credentials."""
         node, _ = self._router.find(request.rel_url.raw_path)
         headers = CIMultiDict({"Allow": ", ".join(node.allow)})
@@ -329,6 +325,17 @@ class Dispatcher:
             headers["Access-Control-Allow-Headers"] = CORS_HEADERS
             headers["Access-Control-Max-Age"] = "600"
         return web.Response(status=204, headers=headers)
+
+
+def _requests_of(dispatcher: Dispatcher) -> Callable[..., web.BaseRequest]:
+    """Return the class of requests whose answers are finished by this dispatcher."""
+
+    class Request(web.BaseRequest):
+        async def _prepare_hook(self, response: web.StreamResponse) -> None:
+            # The one moment that every answer passes, also one that its handler sends by itself.
+            dispatcher.finish(self, response)
+
+    return Request
 
 
 def _is_json(route: Route) -> bool:
@@ -343,7 +350,7 @@ def _bearer(header: str) -> str:
     return token.strip()
 
 
-async def _continue(request: web.Request) -> None:
+async def _continue(request: web.BaseRequest) -> None:
     """Tell a client that waits for leave to send its body that the body is wanted."""
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
         raise ExpectationFailed("Only Expect: 100-continue is understood.")

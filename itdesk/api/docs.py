@@ -7,7 +7,6 @@ from aiohttp import web
 from openapi_ui_bundles import redoc, swagger_ui
 from openapi_ui_bundles.__about__ import __version__ as bundle_version
 
-from itdesk.api.openapi import DOCUMENT
 from itdesk.api.route import Call, Handler, Reply, Route, Who
 from itdesk.errors import NotFound
 
@@ -78,7 +77,7 @@ _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 async def openapi(call: Call) -> Reply:
     """Return this API as an OpenAPI 3.1 document."""
-    return Reply(await call.request.app[DOCUMENT].content(), 200, {"Cache-Control": "no-cache"})
+    return Reply(await call.dispatcher.document.content(), 200, {"Cache-Control": "no-cache"})
 
 
 async def swagger(call: Call) -> Reply:

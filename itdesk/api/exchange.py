@@ -16,7 +16,9 @@ from multidict import istr
 from itdesk.api.origin import Origins, Peer
 from itdesk.api.route import Route, Who
 from itdesk.model import Caller
+from itdesk.model.spans import Value
 from itdesk.runtime import log, trace
+from itdesk.runtime.tracing import Begun
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
@@ -65,6 +67,7 @@ class Exchange:
     route: Route | None = None
     caller: Caller | None = None
     begun: web.StreamResponse | None = None
+    span: Begun | None = None
 
     @property
     def template(self) -> str:
@@ -85,6 +88,7 @@ class Exchanges:
 
     def __init__(self, desk: "Desk", origins: Origins) -> None:
         self._origins = origins
+        self._tracing = desk.tracing
         self._histogram = desk.metrics.http_request_seconds
         self._observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
         self._vary = origins.any_listed
@@ -99,8 +103,12 @@ class Exchanges:
         parent = None
         if _TRACE_PARENT in headers:
             parent = trace.understood(headers.getall(_TRACE_PARENT))
+        span = None
+        if self._tracing.on:
+            span = self._tracing.begin(parent)
+            parent = span.traceparent
         trace_id = trace.id_of(parent) if parent else None
-        exchange = Exchange(request_id, trace_id, self._origins.peer(request))
+        exchange = Exchange(request_id, trace_id, self._origins.peer(request), span=span)
         request[EXCHANGE] = exchange
         log.bind(request_id=request_id)
         if parent:
@@ -164,6 +172,21 @@ class Exchanges:
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
         log.access_line(line)
+        if exchange.span is not None and status != 101:
+            said = _said(key, exchange)
+            name = f"{key[0]} {template}"
+            self._tracing.end(exchange.span, name, "server", said, failed=status >= 500)
+
+
+def _said(key: tuple[str, str, int], exchange: Exchange) -> dict[str, Value]:
+    """Return what a span says of a request: the route, never the path, the query or who asks."""
+    method, template, status = key
+    return {
+        "http.request.method": method,
+        "http.route": template,
+        "http.response.status_code": status,
+        "itdesk.request_id": exchange.request_id,
+    }
 
 
 def _printable(text: str) -> str:

@@ -188,6 +188,53 @@ STATUS: dict[str, Any] = {
         },
     },
 }
+# Jira's own form, or the simpler one that workflows send; more of either is passed over.
+WEBHOOK: dict[str, Any] = {
+    "anyOf": [
+        {
+            "title": "A webhook of Jira",
+            "type": "object",
+            "required": ["webhookEvent"],
+            "properties": {
+                "webhookEvent": {"type": "string"},
+                "timestamp": {"type": "integer", "description": "Milliseconds since 1970."},
+                "user": {"type": "object"},
+                "issue": {
+                    "type": "object",
+                    "properties": {
+                        "id": {"type": "string"},
+                        "key": {"type": "string"},
+                        "fields": {"type": "object"},
+                    },
+                },
+                "changelog": {"type": "object"},
+                "comment": {"type": "object"},
+            },
+        },
+        {
+            "title": "An issue in short",
+            "type": "object",
+            "required": ["issueKey"],
+            "properties": {
+                "issueKey": {"type": "string", "examples": ["ITSM-123"]},
+                "fields": {
+                    "type": ["object", "null"],
+                    "description": "As in Jira's REST interface, with `updated`. Without fields"
+                    " Jira is asked.",
+                },
+                "comments": {"type": ["array", "null"], "items": {"type": "object"}},
+            },
+        },
+    ]
+}
+COMPARISON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "since": {"type": ["string", "null"], "format": "date-time"},
+        "project_key": _NULLABLE_TEXT,
+    },
+    "additionalProperties": False,
+}
 _ADMISSION = {
     "E_SIGNATURE_INVALID": 401,
     "E_AUTH_TOKEN_MISSING": 401,
@@ -204,6 +251,7 @@ ROUTES: list[Route] = [
     Route(
         id="R66", method="POST", path="/integrations/jira/upsert", handler=upsert,
         who=Who.SIGNATURE, tag="integrations", response=UPSERTED, seconds=RECEIVE_SECONDS,
+        raw_body=WEBHOOK,
         # What is dropped here comes again minutes later at best, and a bulk change is a burst.
         rate="none",
         errors={
@@ -214,6 +262,7 @@ ROUTES: list[Route] = [
     Route(
         id="R67", method="POST", path="/integrations/jira/reconcile", handler=reconcile,
         who=Who.SIGNATURE, tag="integrations", response=Reconciled, seconds=RECONCILE_SECONDS,
+        raw_body=COMPARISON, body_optional=True,
         errors={**_ADMISSION, "E_RECONCILE_RUNNING": 409},
     ),
     Route(

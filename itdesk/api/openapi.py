@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 import itdesk
 from itdesk.api.aliases import twins
@@ -104,20 +103,24 @@ class Document:
         self._content: bytes | None = None
         self._making = asyncio.Lock()
 
+    def describe(self, routes: Sequence[Route]) -> None:
+        """Describe these from now on."""
+        self._routes, self._content = routes, None
+
     async def content(self) -> bytes:
         """Return the document as JSON; making it takes a while, so that a thread does it."""
-        if self._content is None:
+        while (content := self._content) is None:
             # Once, however many ask at the beginning: it takes a processor for a second.
             async with self._making:
+                routes = self._routes
                 if self._content is None:
-                    self._content = await asyncio.to_thread(self._make)
-        return self._content
+                    made = await asyncio.to_thread(self._make, routes)
+                    if routes is self._routes:
+                        self._content = made
+        return content
 
-    def _make(self) -> bytes:
-        return orjson.dumps(document(self._routes, self._cookie))
-
-
-DOCUMENT: web.AppKey[Document] = web.AppKey("openapi", Document)
+    def _make(self, routes: Sequence[Route]) -> bytes:
+        return orjson.dumps(document(routes, self._cookie))
 
 
 def document(routes: Sequence[Route], cookie: str) -> Json:
@@ -231,6 +234,8 @@ def _path_parameters(route: Route) -> list[Json]:
 def _request_body(route: Route, schemas: Schemas) -> Json:
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
+    elif route.raw_body is not None:
+        schema = dict(route.raw_body)
     elif route.body_media == "multipart/form-data":
         file = {"type": "string", "format": "binary", "minLength": 1}
         schema = {

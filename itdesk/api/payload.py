@@ -117,7 +117,7 @@ def _unreadable(why: str) -> BadRequest:
     return BadRequest(f"The body cannot be read: {why}.", code="E_BAD_JSON")
 
 
-async def read_body(request: web.Request, limit: int) -> bytes:
+async def read_body(request: web.BaseRequest, limit: int) -> bytes:
     """Return the whole body, at most `limit` bytes of it, or raise TooLarge."""
     check_length(request, limit)
     if not request.body_exists:
@@ -155,7 +155,7 @@ def too_large(limit: int) -> TooLarge:
     return TooLarge(f"At most {limit} bytes are accepted here.", details={"limit": limit})
 
 
-def check_json_type(request: web.Request) -> None:
+def check_json_type(request: web.BaseRequest) -> None:
     """Raise UnsupportedMedia unless the body is declared as JSON in UTF-8."""
     declared = request.headers.get(hdrs.CONTENT_TYPE, "")
     if declared == "application/json":

@@ -21,8 +21,10 @@ from itdesk.desk.reports import (
     StatusReport,
     TrendReport,
 )
+from itdesk.desk.suggestions import PrecisionReport
 from itdesk.store.recommendations import Impact, Recommendation, RecommendationType
 from itdesk.store.reports import Trend, UserActivity
+from itdesk.store.suggestions import Precision
 
 
 class ReportQuery(Query):
@@ -55,6 +57,12 @@ class ActivityQuery(ReportQuery):
     """How far back."""
 
     days: int = Field(30, ge=1, le=366, description="So many days, today included.")
+
+
+class PrecisionQuery(ReportQuery):
+    """How far back."""
+
+    days: int = Field(90, ge=1, le=366, description="Decided within so many days.")
 
 
 class RecommendationQuery(ListQuery):
@@ -97,6 +105,12 @@ async def trends(call: Call) -> Reply:
     """Return day by day what was opened, closed and open, and how long it took."""
     report = await call.desk.reports.trends(call.caller, call.query.range())
     return _answer(call, "trends", Trend, report)
+
+
+async def suggestions(call: Call) -> Reply:
+    """Return how often what the desk suggested was right, by kind and category."""
+    report = await call.desk.suggestions.report(call.caller, call.query.days)
+    return _answer(call, "suggestions", Precision, report)
 
 
 async def list_recommendations(call: Call) -> Reply:
@@ -144,6 +158,7 @@ ROUTES: list[Route] = [
     _report("R58", "tickets-by-department", by_department, RangeQuery, DepartmentReport),
     _report("R59", "user-activity", user_activity, ActivityQuery, ActivityReport),
     _report("R59", "trends", trends, RangeQuery, TrendReport),
+    _report("G9", "suggestions", suggestions, PrecisionQuery, PrecisionReport),
     _dashboard("R60", "/stats/dashboard"),
     Route(
         id="R64",

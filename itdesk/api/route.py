@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from itdesk.model import Caller, Grant, Role
+from itdesk.model import Caller, Grant, Role, Ticket
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from itdesk.api.dispatch import Dispatcher
     from itdesk.desk import Desk
 
 
@@ -82,8 +83,9 @@ class ListQuery(Query):
 class Call:
     """One request after it was authenticated, authorised and validated."""
 
-    request: "web.Request"
+    request: "web.BaseRequest"
     desk: "Desk"
+    dispatcher: "Dispatcher"
     caller: Caller
     path: Mapping[str, str]
     body: Any = None
@@ -117,9 +119,10 @@ class Route:
 
     `path` is below /api/v1 unless `root`. `response` is a dataclass or `list[...]` of one, a JSON
     schema, or None for an empty answer. `errors` names the status of each of the route's own error
-    codes; those that every route shares are added by the OpenAPI document. `also` names further
-    statuses and what they answer, as `response` does; `other_media` names what the answer may be
-    instead of JSON when the client asks for it. The handler's docstring is the summary.
+    codes; those that every route shares are added by the OpenAPI document. `raw_body` is the JSON
+    schema of a body that the handler reads as bytes, because their signature counts. `also` names
+    further statuses and what they answer, as `response` does; `other_media` names what the answer
+    may be instead of JSON when the client asks for it. The handler's docstring is the summary.
     `seconds` is the deadline of a route that streams (math.inf for none): such a handler reads the
     body itself and is never run twice. A `websocket` route asks for its sign-in after the upgrade;
     before it, no more than where the request comes from is looked at. A `session_only` route is
@@ -135,6 +138,7 @@ class Route:
     body: type[BaseModel] | None = None
     body_optional: bool = False
     body_media: str = "application/json"
+    raw_body: Mapping[str, Any] | None = None
     query: type[Query] | None = None
     response: Any = None
     response_media: str = "application/json"
@@ -165,12 +169,15 @@ class Route:
         return self.path if self.root else f"/api/v1{self.path}"
 
 
-def one(versioned: Any, *, status: int = 200, location: str | None = None) -> Reply:
+def one(
+    ticket: Ticket | Mapping[str, Any], *, status: int = 200, location: str | None = None
+) -> Reply:
     """Answer one ticket with its version as the ETag."""
-    headers = {"ETag": f'"{versioned.version}"'}
+    version = ticket.version if isinstance(ticket, Ticket) else ticket["version"]
+    headers = {"ETag": f'"{version}"'}
     if location is not None:
         headers["Location"] = location
-    return Reply(versioned, status, headers)
+    return Reply(ticket, status, headers)
 
 
 def created(body: Any, location: str) -> Reply:

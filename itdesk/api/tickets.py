@@ -71,7 +71,11 @@ class TicketBody(_Assigned):
     project: Key | None = None
     tags: Tags = Field(default=[], validation_alias=AliasChoices("tags", "labels"))
     assignee_ids: Assignees = []
-    assignee_id: UUID | None = Field(None, description="Short for assignee_ids with one person.")
+    assignee_id: UUID | None = Field(
+        None,
+        validation_alias=AliasChoices("assignee_id", "assignee"),
+        description="Short for assignee_ids with one person.",
+    )
 
     def wanted(self) -> NewTicket:
         """Return what is asked for in the desk's own words."""
@@ -224,12 +228,12 @@ async def create(call: Call) -> Reply:
 
 async def read(call: Call) -> Reply:
     """Return a ticket by its id, key or number."""
-    return one(await call.desk.tickets.get(call.caller, call.path["ticket"]))
+    return one(await call.desk.tickets.show(call.caller, call.path["ticket"]))
 
 
 async def read_by_key(call: Call) -> Reply:
     """Return a ticket by its key."""
-    return one(await call.desk.tickets.get_by_key(call.caller, call.path["key"]))
+    return one(await call.desk.tickets.show_by_key(call.caller, call.path["key"]))
 
 
 async def update(call: Call) -> Reply:

@@ -47,8 +47,6 @@ MOST_IGNORED = 1_000
 SEND_BUFFER = 131_072
 YIELD_AFTER = 32
 
-HUB: "web.AppKey[Hub]" = web.AppKey("hub")
-
 
 class AnyQuery(Query):
     """A query string that is not read: whoever sends one is told so after the upgrade."""
@@ -123,7 +121,7 @@ class Over(Exception):  # noqa: N818 - it is how a conversation ends, well or no
 
 async def connect(call: Call) -> Reply | web.StreamResponse:
     """Follow the tickets live, over a websocket."""
-    hub = call.request.app.get(HUB)
+    hub = call.dispatcher.hub
     if hub is None:
         raise Unavailable("There is no live stream here.")
     if call.request.headers.get("Upgrade", "").strip().lower() != "websocket":
@@ -355,7 +353,7 @@ def _do_nothing() -> None:
     pass
 
 
-def _bound_send_buffer(request: web.Request) -> None:
+def _bound_send_buffer(request: web.BaseRequest) -> None:
     if request.transport is not None:
         sock = request.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

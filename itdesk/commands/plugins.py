@@ -1,8 +1,10 @@
 """Plugins from the shell: which there are and how they are, and a new one to begin with."""
 
+import asyncio
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,14 +14,20 @@ import click
 import orjson
 from pydantic import BaseModel, SecretStr, create_model
 
-from itdesk.commands.context import Context, examples
+from itdesk import assembly
+from itdesk.commands.accounts import OPERATOR
+from itdesk.commands.context import Context, examples, run
 from itdesk.config import Settings
 from itdesk.config.model import plugin_options
 from itdesk.desk.contract import choice
 from itdesk.desk.discovery import discover
 from itdesk.desk.plugins import Plugins
-from itdesk.errors import ConfigError, Unavailable
+from itdesk.desk.switches import Switches, told
+from itdesk.errors import ConfigError, DeskError, Unavailable
+from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
+from itdesk.store import head
+from itdesk.store.switches import Switch
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -75,7 +83,7 @@ def list_plugins(context: Context, as_json: bool) -> None:
     runs is told by /readyz.
     """
     settings = context.settings()
-    rows = _rows(settings)
+    rows = _rows(settings, _switched_off(context, settings))
     if as_json:
         click.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2))
         return
@@ -88,7 +96,39 @@ def list_plugins(context: Context, as_json: bool) -> None:
             click.echo(f"{'':<16} {', '.join(row.hooks)}")
 
 
-def _rows(settings: Settings) -> list[Row]:
+def _switched_off(context: Context, settings: Settings) -> dict[str, str]:
+    """Return the plugins that somebody switched off, and who; none while nobody can know."""
+    if settings.database.dsn is None and not context.has_embedded_database:
+        return {}
+
+    async def read() -> dict[str, Switch]:
+        async with _switches(settings, patience=1, migrate=False) as switches:
+            return await switches.read()
+
+    try:
+        found = asyncio.run(read())
+    except DeskError as exc:
+        click.echo(f"warning: whether any is switched off is not known: {exc.message}", err=True)
+        return {}
+    return {
+        name: f"{told(one)} (by {one.changed_by or 'a shell of the host'})"
+        for name, one in found.items()
+        if not one.enabled
+    }
+
+
+@asynccontextmanager
+async def _switches(
+    settings: Settings, *, patience: float, migrate: bool
+) -> AsyncIterator[Switches]:
+    """Lend the switches alone: no plugin is loaded, for it may be what ails."""
+    async with assembly.database_url(settings) as url:
+        await head.at_head(url, patience=patience, migrate=migrate, clock=Clock())
+        async with assembly.open_database(settings, url) as db:
+            yield Switches(db, settings)
+
+
+def _rows(settings: Settings, off: Mapping[str, str]) -> list[Row]:
     found = discover(settings.plugin_host.directories)
     sections = settings.enabled_plugins()
     named = dict(settings.plugins)
@@ -97,12 +137,14 @@ def _rows(settings: Settings) -> list[Row]:
         candidates = found.get(name, [])
         version = candidates[0].version if len(candidates) == 1 else None
         source = " and ".join(one.origin for one in candidates) or "nowhere"
-        if name in sections:
+        if name in sections and name in off:
+            rows.append(Row(name, version, source, "off", off[name], []))
+        elif name in sections:
             rows.append(_examined(name, sections[name], version, source, settings))
         else:
-            off = "switched off" if name in named else "no section"
+            state = "switched off" if name in named else "no section"
             reason = "" if len(candidates) == 1 else choice(candidates, found)
-            rows.append(Row(name, version, source, off, reason, []))
+            rows.append(Row(name, version, source, state, reason, []))
     return rows
 
 
@@ -152,6 +194,41 @@ def new(name: str, directory: Path) -> None:
     click.echo(f"  {sys.executable} -m pytest {paths['checks.py']}")
     click.echo(f'  itdesk.toml: [plugin_host] directories = ["{directory.resolve()}"]')
     click.echo(f"               [plugins.{name}]")
+
+
+@plugins.command()
+@click.argument("name")
+@click.pass_obj
+def enable(context: Context, name: str) -> None:
+    """Switch the plugin NAME on again, or try one once more that broke; no restart."""
+    _turn(context, name, enabled=True)
+
+
+@plugins.command()
+@click.argument("name")
+@click.pass_obj
+def disable(context: Context, name: str) -> None:
+    """Switch the plugin NAME off, at every daemon and until it is enabled; no restart.
+
+    No line of it is run for this. Its jobs wait meanwhile, and nothing that happens leads to new
+    ones. A storage or a virus scanner stays until the next restart.
+    """
+    _turn(context, name, enabled=False)
+
+
+def _turn(context: Context, name: str, *, enabled: bool) -> None:
+    settings = context.settings()
+
+    async def work() -> int | None:
+        migrate = bool(settings.database.migrate_on_start)
+        async with _switches(settings, patience=5, migrate=migrate) as switches:
+            return await switches.turn(OPERATOR, name, enabled=enabled)
+
+    if run(work()) is None:
+        click.echo(f"{name} was switched off before.")
+        return
+    click.echo(f"{name} is switched {'on' if enabled else 'off'}.")
+    click.echo("Daemons that run do it within seconds; /readyz and their logs say how it went.")
 
 
 COMMANDS: list[click.Command] = [plugins]

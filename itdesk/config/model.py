@@ -222,7 +222,19 @@ class Mail(Section):
 
 class Ai(Section):
     plugin: str | None = None
-    timeout_seconds: Seconds = 20
+    timeout_seconds: Annotated[float, Field(ge=0.05, le=600)] = 3
+    background_seconds: Seconds = 60
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 2
+    queue: Annotated[int, Field(ge=1, le=10_000)] = 32
+    breaker_seconds: Seconds = 30
+    top_matches: Annotated[int, Field(ge=0, le=20)] = 5
+    words_dir: Path | None = None
+    enrich: bool | None = None
+    auto_apply: tuple[Literal["priority", "category"], ...] = ()
+    auto_apply_precision: Annotated[float, Field(gt=0.5, le=1)] = 0.95
+    auto_apply_decisions: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    auto_apply_days: Annotated[int, Field(ge=1, le=366)] = 90
+    embedding_seconds: SecondsOrOff = 60
 
 
 class Tickets(Section):

@@ -66,6 +66,8 @@ def problems_of(settings: Settings) -> Iterator[Finding]:
     for section, plugin in (("mail", settings.mail.plugin), ("ai", settings.ai.plugin)):
         if plugin and plugin not in plugins:
             yield f"{section}.plugin", "names a plugin that is not configured, or is off"
+    if settings.ai.auto_apply and settings.ai.enrich is False:
+        yield "ai.auto_apply", "needs new tickets to be looked at: take ai.enrich = false away"
     if settings.failpoints and settings.production:
         yield "ITDESK_FAILPOINTS", "is for development and tests only"
     for name in sorted(settings.failpoints - POINTS):

@@ -10,17 +10,21 @@ if TYPE_CHECKING:
     from itdesk.config import Settings
     from itdesk.desk.accounts import Accounts
     from itdesk.desk.api_tokens import ApiTokens
+    from itdesk.desk.assist import Assist
     from itdesk.desk.attachments import Attachments
     from itdesk.desk.automation import Automation
     from itdesk.desk.backups import Backups
+    from itdesk.desk.chat import Chat
     from itdesk.desk.guesses import Guesses
     from itdesk.desk.health import Health
     from itdesk.desk.identities import Identities
     from itdesk.desk.inventory import Inventory
     from itdesk.desk.jobs import Jobs
     from itdesk.desk.journal import Journal
+    from itdesk.desk.knowledge import Knowledge
     from itdesk.desk.limits import RateLimits
     from itdesk.desk.mail import Mail
+    from itdesk.desk.meanings import Meanings
     from itdesk.desk.mirror import Mirror
     from itdesk.desk.notices import Notices
     from itdesk.desk.people import People
@@ -38,16 +42,22 @@ if TYPE_CHECKING:
     from itdesk.desk.second_factor import SecondFactors
     from itdesk.desk.sessions import Sessions
     from itdesk.desk.signups import Signups
+    from itdesk.desk.similar import Similarity
     from itdesk.desk.stats import Statistics
+    from itdesk.desk.suggestions import Suggestions
+    from itdesk.desk.switchboard import Switchboard
     from itdesk.desk.tickets import Tickets
     from itdesk.desk.tokens import Tokens
+    from itdesk.desk.triage import Triage
     from itdesk.desk.verification import Verification
     from itdesk.desk.views import Views
     from itdesk.desk.webhooks import Webhooks
     from itdesk.desk.workflows import Workflows
+    from itdesk.desk.writing import Writing
     from itdesk.hookspecs import Storage, Tracker
     from itdesk.runtime.clock import Clock
     from itdesk.runtime.metrics import Metrics
+    from itdesk.runtime.tracing import Tracing
     from itdesk.store.db import Database
 
 
@@ -58,6 +68,7 @@ class Desk:
     settings: Settings
     clock: Clock
     metrics: Metrics
+    tracing: Tracing
     db: Database
     plugins: Plugins
     tokens: Tokens
@@ -85,6 +96,10 @@ class Desk:
     reports: Reports
     recommendations: Recommendations
     upload_dir: Path
+    similar: Similarity = field(init=False)
+    suggestions: Suggestions = field(init=False)
+    writing: Writing = field(init=False)
+    meanings: Meanings = field(init=False)
     storage: Storage = field(init=False)
     backups: Backups = field(init=False)
     people: People = field(init=False)
@@ -92,12 +107,17 @@ class Desk:
     scans: Scans = field(init=False)
     inventory: Inventory = field(init=False)
     rescans: Rescans = field(init=False)
+    assist: Assist = field(init=False)
+    knowledge: Knowledge = field(init=False)
+    triage: Triage = field(init=False)
+    chat: Chat = field(init=False)
     webhooks: Webhooks = field(init=False)
     workflows: Workflows = field(init=False)
     replay: Replay = field(init=False)
     automation: Automation = field(init=False)
     identities: Identities = field(init=False)
     runtime: Health = field(init=False)
+    switchboard: Switchboard = field(init=False)
     trackers: dict[str, Tracker] = field(default_factory=dict)
 
     async def readiness(self) -> dict[str, Any]:

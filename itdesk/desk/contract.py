@@ -15,7 +15,9 @@ from itdesk.hookspecs import (
     Health,
     IdentityProvider,
     JobType,
+    LanguageModel,
     Mailer,
+    Passage,
     ScanEngine,
     Schedule,
     Storage,
@@ -145,6 +147,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_storage": _a(Storage),
     "itdesk_scan_engine": _a(ScanEngine),
     "itdesk_tracker": _a(Tracker),
+    "itdesk_model": _a(LanguageModel),
     "itdesk_mailer": _a(Mailer),
     "itdesk_identity": _a(IdentityProvider),
     "itdesk_routes": _list("Routes with paths like /hello", _is_route),
@@ -155,6 +158,7 @@ _RESULTS: Mapping[str, Callable[[Any], Any]] = {
     "itdesk_metrics": _nothing,
     "itdesk_validate_ticket": _list("sentences", lambda text: isinstance(text, str)),
     "itdesk_event": _nothing,
+    "itdesk_knowledge": _list("Passages", lambda one: isinstance(one, Passage)),
     "itdesk_cli": _list("click commands", lambda command: isinstance(command.name, str)),
 }
 

@@ -7,7 +7,7 @@ checker refuses the other, and so does the object itself.
 from dataclasses import dataclass
 from typing import final
 
-from itdesk.model import Comment, Ticket
+from itdesk.model import Caller, Comment, Role, Ticket, new_id
 
 
 @final
@@ -42,6 +42,14 @@ def said(comment: Comment) -> PublicText | InternalText:
 def described(ticket: Ticket) -> PublicText:
     """Return a ticket's description."""
     return PublicText(ticket.description)
+
+
+def customer(ticket: Ticket) -> Caller:
+    """Return whoever reported a ticket, with no more rights than any customer has.
+
+    Where nobody here did, it is somebody to whom nothing belongs.
+    """
+    return Caller(ticket.reporter_id or new_id(), ticket.reporter_name, Role.USER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ async def examine(desk: Desk) -> AsyncIterator[Finding]:
             yield Finding(name, False, "; ".join(weak), remedy)
     if desk.mail.on:
         yield await _mail(desk)
+    if desk.assist.model is not None:
+        yield await _model(desk)
     for name, provider in desk.identities.providers.items():
         try:
             await provider.check()
@@ -108,3 +110,13 @@ async def _mail(desk: Desk) -> Finding:
         return Finding("mail", True, await desk.mail.check())
     except DeskError as exc:
         return Finding("mail", False, exc.message, f"see [plugins.{desk.settings.mail.plugin}]")
+
+
+async def _model(desk: Desk) -> Finding:
+    assert desk.assist.model is not None
+    try:
+        return Finding("language model", True, await desk.assist.model.check())
+    except (DeskError, TimeoutError) as exc:
+        said = exc.message if isinstance(exc, DeskError) else "it does not answer in time"
+        remedy = f"see [plugins.{desk.settings.ai.plugin}]; until then rules answer"
+        return Finding("language model", False, said, remedy)

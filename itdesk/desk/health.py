@@ -52,6 +52,9 @@ class Health:
             "plugins": await self._plugins_check(),
             "actors": self._actors_check(),
         }
+        if self._desk.assist.model is not None:
+            problem = self._desk.assist.problem
+            checks["assist"] = (DEGRADED, problem) if problem else (OK, "")
         kept_there = {
             "mail": self._mail_check,
             "backup": self._backup_check,

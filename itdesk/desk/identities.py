@@ -30,7 +30,8 @@ from itdesk.hookspecs import (
 from itdesk.model import SYSTEM, Caller, Change, Event, LinkedIdentity, Role, Source, new_id
 from itdesk.runtime.log import get_logger
 from itdesk.store import identities, users
-from itdesk.store.db import Contention, Database, Transaction
+from itdesk.store.db import Database, Transaction
+from itdesk.store.failures import Contention
 from itdesk.store.identities import Passage
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class Identities:
         db: Database,
         accounts: Accounts,
         sessions: Sessions,
-        providers: Mapping[str, IdentityProvider],
+        providers: dict[str, IdentityProvider],
         settings: Settings,
     ) -> None:
         self._db = db

@@ -9,26 +9,28 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from pydantic import BaseModel, ValidationError
 
 from itdesk.config import Jobs as JobSettings
 from itdesk.desk.contract import reason as told
+from itdesk.desk.job import Job, LostClaim
 from itdesk.errors import Conflict, DeskError, NotFound
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
 from itdesk.model import Caller, Event, Role
-from itdesk.runtime import failpoints
+from itdesk.model.spans import Value
+from itdesk.runtime import failpoints, trace
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger, redacted
 from itdesk.runtime.metrics import Metrics
+from itdesk.runtime.tracing import Tracing
 from itdesk.store import jobs
-from itdesk.store.db import Database, Transaction
+from itdesk.store.db import Database
 from itdesk.store.jobs import Held, JobState, NewJob, QueuedJob, Room
 from itdesk.store.paging import Page, Window
 
@@ -40,63 +42,7 @@ LONGEST_PAUSE = 3600.0
 LONGEST_REASON = 200
 _WRITE_AGAIN_SECONDS = 1.0
 
-M = TypeVar("M", bound=BaseModel)
-Closing = Callable[[Transaction], Awaitable[None]]
-
 log = get_logger("jobs")
-
-
-class LostClaim(Exception):
-    """Another worker has the job now: stop, and write nothing."""
-
-
-class Job:
-    """One attempt at a job, as its handler sees it."""
-
-    def __init__(self, db: Database, held: Held, args: Mapping[str, Any]) -> None:
-        self.id = held.id
-        self.type = held.type
-        self.attempt = held.attempts
-        self.event_id = held.event_id
-        self.args = args
-        self.finished = False
-        self.closing: Closing | None = None
-        self._db = db
-        self._held = held
-
-    @property
-    def key(self) -> str:
-        """Return what remote systems may tell repeated attempts by: the same at each."""
-        return str(self.id)
-
-    def read(self, model: type[M]) -> M:
-        """Return the arguments as a pydantic model; GiveUp when they are none."""
-        try:
-            return model.model_validate(self.args)
-        except ValidationError as exc:
-            wrong = ", ".join(".".join(map(str, e["loc"])) or "all" for e in exc.errors())
-            raise GiveUp(f"its arguments cannot be read: {wrong}") from exc
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Open the transaction in which the job takes effect and ends; LostClaim undoes both."""
-        if self.finished:
-            raise RuntimeError(f"the job {self.type} has ended already")
-        async with self._db.transaction() as tx:
-            yield tx
-            if self.closing is not None:
-                await self.closing(tx)
-            failpoints.hit("before_mark")
-            if not await jobs.finish(tx.conn, self._held):
-                raise LostClaim
-        self.finished = True
-
-    @asynccontextmanager
-    async def sending(self) -> AsyncIterator[str]:
-        """Surround the one request to a remote system; yields the key that it shall carry."""
-        failpoints.hit("before_send")
-        yield self.key
-        failpoints.hit("after_send")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +75,7 @@ class Jobs:
         settings: JobSettings,
         clock: Clock,
         metrics: Metrics,
+        tracing: Tracing | None = None,
         *,
         dice: Callable[[], float] = random.random,
     ) -> None:
@@ -136,9 +83,11 @@ class Jobs:
         self.settings = settings
         self._db = db
         self._clock = clock
+        self._tracing = tracing or Tracing()
         self._dice = dice
         self._types: dict[str, JobType] = {}
         self._by_event: dict[str, list[JobType]] = {}
+        self._told: set[str] = set()
         self.gauges: list[Callable[[], Awaitable[object]]] = []
         self._oldest = metrics.gauge(
             "itdesk_jobs_oldest_seconds", "How long the oldest job is overdue.", ["type"]
@@ -164,6 +113,19 @@ class Jobs:
             self._types[kind.name] = kind
             for event_type in kind.on_events:
                 self._by_event.setdefault(event_type, []).append(kind)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a kind of jobs."""
+        return name in self._types
+
+    def withdraw(self, names: Collection[str]) -> None:
+        """Take kinds of jobs away: what is queued of them waits, and events lead to none."""
+        for name in names:
+            self._types.pop(name, None)
+        for event_type, kinds in list(self._by_event.items()):
+            self._by_event[event_type] = [kind for kind in kinds if kind.name not in names]
+            if not self._by_event[event_type]:
+                del self._by_event[event_type]
 
     def of_events(self, events: Sequence[Event]) -> list[NewJob]:
         """Return the jobs that follow from events, in their order."""
@@ -212,7 +174,28 @@ class Jobs:
         While it is made the lease is renewed, but no longer than the attempt may take: a handler
         that cannot even be cut loses its job.
         """
-        kind = self._types[held.type]
+        if not self._tracing.on:
+            await self._run(held)
+            return
+        span, outcome = self._tracing.begin(held.trace), "cut"
+        try:
+            with trace.resumed(span.traceparent):
+                outcome = await self._run(held)
+        finally:
+            said: dict[str, Value] = {
+                "itdesk.job.type": held.type,
+                "itdesk.job.id": str(held.id),
+                "itdesk.job.attempt": held.attempts,
+                "itdesk.job.outcome": outcome,
+            }
+            failed = outcome in ("again", "failed")
+            self._tracing.end(span, f"job {held.type}", "consumer", said, failed=failed)
+
+    async def _run(self, held: Held) -> str:
+        """Make the attempt, and return what came of it in a word."""
+        kind = self._types.get(held.type)
+        if kind is None:  # withdrawn since it was claimed
+            kind = JobType(name=held.type, handle=_withdrawn)
         lost = False
         try:
             async with self._renewed(held, kind.timeout_seconds):
@@ -224,11 +207,14 @@ class Jobs:
         if lost:
             self._stale.inc()
             log.warning("job overtaken", job=held.id, type=held.type, epoch=held.epoch)
-        elif ending in (_DONE, _MARKED):
-            self._finished.labels(held.type, "done").inc()
-        elif isinstance(ending, _Never):
-            self._finished.labels(held.type, "failed").inc()
+            return "lost"
+        if isinstance(ending, _Again):
+            return "again"
+        outcome = "failed" if isinstance(ending, _Never) else "done"
+        self._finished.labels(held.type, outcome).inc()
+        if isinstance(ending, _Never):
             log.error("job failed", job=held.id, type=held.type, reason=ending.reason)
+        return outcome
 
     async def tidy(self) -> None:
         """Give up what was tried too often without an answer; bring the metrics up to date."""
@@ -241,8 +227,9 @@ class Jobs:
             self._failed.set(await jobs.count_failed(conn))
         for measure in self.gauges:
             await measure()
-        for name in self._types.keys() | oldest.keys():
+        for name in self._types.keys() | oldest.keys() | self._told:
             self._oldest.labels(name).set(oldest.get(name, 0.0))
+        self._told = set(oldest)
 
     async def release(self, *, counted: bool) -> None:
         """Give back whatever is still claimed here; unless `counted`, as if never tried."""
@@ -396,6 +383,10 @@ class Jobs:
             after = await jobs.cancel(tx.conn, before.id, reason=f"cancelled by {caller.name}")
             tx.record(_audited(caller, "job.cancelled", before))
         return after
+
+
+async def _withdrawn(job: Job) -> None:
+    raise RetryLater(0, "nobody here does such jobs now", counted=False)
 
 
 def _following(kind: JobType, event: Event) -> NewJob | None:

@@ -15,13 +15,16 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from itdesk.desk.merging import PASSIVE
+from itdesk.desk.outbound import Outbound
 from itdesk.desk.telling import Telling
 from itdesk.errors import Conflict
 from itdesk.model import Caller, Role, Source, new_id
-from itdesk.remote import Mirrored, RemoteIssue, SyncState
+from itdesk.remote import Mirrored, RemoteIssue, Rules, SyncState
 from itdesk.runtime.clock import Clock
 from itdesk.store import mirrors
-from itdesk.store.db import Contention, Database
+from itdesk.store.db import Database
+from itdesk.store.failures import Contention
 
 ATTEMPTS: Final = 5
 MOST_AT_ONCE: Final = 4
@@ -63,6 +66,12 @@ class Mirror:
         self._clock = clock
         # Tellings of one issue wait for each other: never with all connections of the desk.
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._rules: dict[str, Rules] = {}
+        self.outbound = Outbound(db)
+
+    def follow(self, source: str, rules: Rules) -> None:
+        """Settle what both sides say of one tracker's issues by these rules from now on."""
+        self._rules[source] = rules
 
     async def tell(
         self,
@@ -81,7 +90,8 @@ class Mirror:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with self._turns, self._db.transaction() as tx:
-                    return await Telling(tx, caller, issue).write(deliveries)
+                    rules = self._rules.get(issue.source, PASSIVE)
+                    return await Telling(tx, caller, issue, rules).write(deliveries)
             except Contention:
                 if attempt == ATTEMPTS:
                     raise

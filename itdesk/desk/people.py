@@ -136,6 +136,7 @@ class People:
                 gone = await users.unassign_everywhere(tx.conn, because, user_id)
                 tx.record(erased, *gone)
             await personal.unname_work(tx.conn, person, ERASED)
+            await personal.unname_suggestions(tx.conn, person)
             await personal.unname_mail(tx.conn, person)
             changed = await personal.unname_journal(tx.conn, person, ERASED)
             if person.has_account:

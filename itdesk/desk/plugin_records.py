@@ -1,12 +1,19 @@
 """What the desk knows of each plugin, and of one answer of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from itdesk.desk.contract import Late, Section
+from itdesk.desk.gates import Gate
+from itdesk.hookspecs import IdentityProvider, JobType, LanguageModel, Mailer, Schedule, Tracker
 
-State = Literal["loaded", "disabled", "broken", "left out"]
+if TYPE_CHECKING:
+    from itdesk.api.route import Route
+
+# `disabled` by its section, for as long as the daemon runs; `off` by whoever switched it off.
+State = Literal["loaded", "disabled", "off", "starting", "stopping", "broken", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,19 @@ class Answer:
     failure: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one plugin adds to a desk that works."""
+
+    routes: Sequence["Route"] = ()
+    jobs: Sequence[JobType] = ()
+    schedules: Sequence[Schedule] = ()
+    tracker: Tracker | None = None
+    mailer: Mailer | None = None
+    provider: IdentityProvider | None = None
+    model: LanguageModel | None = None
+
+
 @dataclass(slots=True)
 class Record:
     """What is known of one configured plugin."""
@@ -40,11 +60,17 @@ class Record:
     is_auditor: bool = False
     late: int = 0
     paused_until: float = 0.0
+    pending: str = ""
+    """What only a restart will do about it."""
+    gate: Gate = field(default_factory=Gate)
+    work: set[str] = field(default_factory=set)
+    """The names of its jobs and schedules."""
+    metrics: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> PluginStatus:
         """Return how it is, as others may know."""
-        why = self.reason or "; ".join(self.trouble.values())
+        why = self.reason or self.pending or "; ".join(self.trouble.values())
         return PluginStatus(self.state, why, self.section.required, self.version)
 
     @property

@@ -6,7 +6,7 @@ exception and do not tell whose result is whose. Every hook goes through `Plugin
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,24 +18,13 @@ import pluggy
 
 from itdesk import hookspecs
 from itdesk.config import plugin_options
-from itdesk.desk.contract import (
-    Late,
-    Section,
-    checked_class,
-    checked_result,
-    choice,
-    config_error,
-    hide,
-    problem_at,
-    reason,
-    refuse_unmarked,
-    validated,
-)
-from itdesk.desk.discovery import Found, Refused, discover
+from itdesk.desk.contract import Late, checked_result, reason, validated
+from itdesk.desk.discovery import Refused
 from itdesk.desk.isolation import Isolation
-from itdesk.desk.plugin_records import Answer, PluginStatus, Record, kind
-from itdesk.desk.stays import Stay, ended
-from itdesk.errors import ConfigError, Unavailable
+from itdesk.desk.plugin_records import Answer, Contribution, PluginStatus, State, kind
+from itdesk.desk.registry import Registry
+from itdesk.desk.stays import Stays
+from itdesk.errors import Unavailable
 from itdesk.model import Caller, Event, Ticket
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -49,6 +38,12 @@ HEALTH_SECONDS = 1.0
 # after the other, so a hanging plugin would slow those of all others down to its own deadline.
 LATE_IN_A_ROW = 3
 PAUSE_DEADLINES = 12
+# What is woven into the desk when it starts, and cannot be exchanged under its hands.
+FIXED: Mapping[str, str] = {"itdesk_storage": "a storage", "itdesk_scan_engine": "a virus scanner"}
+
+OFF_SECONDS = 30
+
+Refusal = Callable[[str], Exception]
 
 log = get_logger("plugin")
 
@@ -56,11 +51,12 @@ log = get_logger("plugin")
 class Plugins:
     """The plugins that the configuration names, in its order."""
 
-    def __init__(self, metrics: Metrics, *, safe_mode: bool = False) -> None:
-        self._safe_mode = safe_mode
-        self._manager = pluggy.PluginManager("itdesk")
-        self._manager.add_hookspecs(hookspecs)
-        self._records: dict[str, Record] = {}
+    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+        self.registry = registry
+        self.served: dict[str, list[Route]] = {}
+        """The routes that are served for plugins now, by plugin."""
+        self._metrics = metrics
+        self._offered: dict[str, dict[str, Any]] = {}
         self._seconds = metrics.histogram(
             "itdesk_plugin_seconds",
             "Time that plugins take for a hook.",
@@ -71,8 +67,8 @@ class Plugins:
             "Times that a plugin blocked the event loop for over 100 ms.",
             ["plugin"],
         )
-        self._breaker = metrics.breaker_open
         self._isolation = Isolation(stalls)
+        self._stays = Stays(registry, self._isolation, self._seconds, self._note)
 
     @classmethod
     def load(
@@ -82,50 +78,38 @@ class Plugins:
         directories: Sequence[Path] = (),
         metrics: Metrics,
         safe_mode: bool = False,
+        off: Mapping[str, str] | None = None,
     ) -> "Plugins":
         """Import, check and build the plugins that have a section and are not switched off.
 
-        In safe mode only itdesk's own: no line of any other plugin runs.
+        In safe mode only itdesk's own: no line of any other plugin runs. `off` are those that were
+        switched off while the desk worked, and by whom.
 
         Raises ConfigError that lists every wrong option of every section, and Unavailable when a
         plugin is broken that its section calls required.
         """
-        self = cls(metrics, safe_mode=safe_mode)
-        found = discover(directories)
-        problems: list[Mapping[str, str]] = []
-        built: dict[str, object] = {}
-        for name, raw in sections.items():
-            try:
-                plugin = self._build(name, raw, found)
-            except ConfigError as exc:
-                problems += exc.details.get("problems") or problem_at(
-                    f"plugins.{name}", exc.message
-                )
-            else:
-                if plugin is not None:
-                    built[name] = plugin
-        if problems:
-            raise config_error(problems)
-        # pluggy puts the last registered first. Registered backwards, the order is that of the
-        # configuration, and tryfirst and trylast still mean what they say.
-        for name in reversed(built):
-            self._register(name, built[name])
-        self._demand()
+        registry = Registry(sections, directories, metrics, safe_mode=safe_mode)
+        self = cls(registry, metrics)
+        registry.load(off or {})
         return self
 
     def status(self) -> dict[str, PluginStatus]:
         """Return how every plugin of the configuration is, by name."""
-        return {name: record.status for name, record in self._records.items()}
+        return {name: record.status for name, record in self.registry.records.items()}
 
     def instance(self, name: str) -> Any:
         """Return the plugin itself, or None when it is out: for tests of plugins."""
-        return self._manager.get_plugin(name)
+        return self.registry.manager.get_plugin(name)
 
     def hooks(self, name: str) -> list[str]:
         """Return the names of the hooks that a plugin has."""
-        plugin = self._manager.get_plugin(name)
-        callers = self._manager.get_hookcallers(plugin) if plugin is not None else None
-        return sorted(caller.name for caller in callers or ())
+        return self.registry.hooks(name)
+
+    @property
+    def patience(self) -> float:
+        """Return the longest time that any plugin may take to start."""
+        sections = [record.section for record in self.registry.records.values()]
+        return max((section.start_seconds for section in sections), default=0.0)
 
     @asynccontextmanager
     async def lifespan(self, desk: "Desk") -> AsyncIterator[None]:
@@ -134,23 +118,70 @@ class Plugins:
         A plugin that cannot be entered is broken, and fatal only when required. Each context lives
         in a task of its own, so that a task group in it cannot cancel the desk.
         """
-        stays: list[Stay] = []
         try:
-            for impl in self._implementations("itdesk_lifespan"):
-                stay = Stay(self._isolation, impl, desk)
-                stays.append(stay)
-                await self._enter(stay)
-                self._demand()
+            for impl in self.registry.implementations("itdesk_lifespan"):
+                await self._stays.enter(impl, desk)
+                self.registry.demand()
             yield
         finally:
-            try:
-                while stays:
-                    await self._leave(stays[-1])
-                    stays.pop()
-            finally:
-                for stay in stays:
-                    stay.leave.set()
-                    self._isolation.abandon(stay.task)
+            await self._stays.leave_all()
+
+    # --- one plugin, while the desk works ----------------------------------------------------
+
+    async def start(self, desk: "Desk", name: str) -> Contribution | None:
+        """Build and enter one plugin that is out; None when it stays out, as its status says.
+
+        It is asked for nothing yet but for what it adds: `admit` lets it in.
+        """
+        if not await self.registry.load_again(name):
+            return None
+        record = self.registry.records[name]
+        if fixed := self.fixed(name):
+            self.registry.unregister(name)
+            record.state, record.reason = "off", f"is on, but {fixed} takes a restart"
+            return None
+        await self.metrics(self._metrics, only=name)
+        for impl in self.registry.implementations("itdesk_lifespan", name):
+            if record.state == "starting":
+                await self._stays.enter(impl, desk)
+        routes, jobs = await self.routes(only=name), await self.jobs(desk, only=name)
+        schedules = await self.schedules(desk, only=name)
+        added = Contribution(
+            routes.get(name, ()),
+            jobs.get(name, ()),
+            schedules.get(name, ()),
+            (await self.trackers(desk, only=name)).get(name),
+            (await self.mailers(desk, only=name)).get(name),
+            (await self.identity_providers(desk, only=name)).get(name),
+            (await self.models(desk, only=name)).get(name),
+        )
+        if record.state != "starting":
+            await self.stop(name, why=record.reason, state="broken")
+            return None
+        return added
+
+    def admit(self, name: str) -> None:
+        """Let a plugin that was started be called from now on."""
+        self.registry.records[name].state = "loaded"
+        log.info("plugin is on", plugin=name)
+
+    async def stop(self, name: str, *, why: str, state: State = "off") -> None:
+        """Call a plugin no more, wait for what runs of it or cut it, leave it and forget it."""
+        record = self.registry.records[name]
+        record.state = "stopping"
+        seconds = record.section.hook_seconds
+        if not await record.gate.shut(seconds):
+            log.error("plugin goes on though it was cut", plugin=name)
+        await self._stays.leave(name)
+        self.served.pop(name, None)
+        self.registry.forget(name, state, why)
+        log.info("plugin is off", plugin=name, reason=why)
+
+    def fixed(self, name: str) -> str:
+        """Return what of a plugin only a restart takes out, or nothing."""
+        return " and ".join(sorted(FIXED[hook] for hook in FIXED.keys() & set(self.hooks(name))))
+
+    # --- what plugins are asked for ------------------------------------------------------------
 
     async def storages(self, desk: "Desk") -> dict[str, hookspecs.Storage]:
         """Return the storages that plugins provide, by plugin."""
@@ -160,35 +191,55 @@ class Plugins:
         """Return the virus scanners that plugins provide, by plugin."""
         return await self._start("itdesk_scan_engine", desk=desk)
 
-    async def trackers(self, desk: "Desk") -> dict[str, hookspecs.Tracker]:
+    async def trackers(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.Tracker]:
         """Return the remote issue trackers that plugins mirror, by plugin."""
-        return await self._start("itdesk_tracker", desk=desk)
+        return await self._start("itdesk_tracker", only, desk=desk)
 
-    async def mailers(self, desk: "Desk") -> dict[str, hookspecs.Mailer]:
+    async def models(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.LanguageModel]:
+        """Return the language models that plugins provide, by plugin."""
+        return await self._start("itdesk_model", only, desk=desk)
+
+    async def mailers(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.Mailer]:
         """Return what sends mail, by plugin."""
-        return await self._start("itdesk_mailer", desk=desk)
+        return await self._start("itdesk_mailer", only, desk=desk)
 
-    async def identity_providers(self, desk: "Desk") -> dict[str, hookspecs.IdentityProvider]:
+    async def identity_providers(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, hookspecs.IdentityProvider]:
         """Return who else knows people, by plugin; a provider is called as its plugin."""
-        return await self._start("itdesk_identity", desk=desk)
+        return await self._start("itdesk_identity", only, desk=desk)
 
-    async def routes(self) -> dict[str, list["Route"]]:
+    async def routes(self, *, only: str | None = None) -> dict[str, list["Route"]]:
         """Return the routes that plugins ask to be served, by plugin and with paths below it."""
-        return self._watched("handler", "path", await self._start("itdesk_routes"))
+        found = self._watched("handler", "path", await self._start("itdesk_routes", only), _closed)
+        self.served |= found
+        return found
 
-    async def jobs(self, desk: "Desk") -> dict[str, list[hookspecs.JobType]]:
+    async def jobs(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, list[hookspecs.JobType]]:
         """Return the kinds of durable work that plugins do, by plugin."""
-        found = self._named("itdesk_jobs", await self._start("itdesk_jobs", desk=desk))
-        return self._watched("handle", "name", found)
+        found = self._named("itdesk_jobs", only, await self._start("itdesk_jobs", only, desk=desk))
+        return self._watched("handle", "name", found, _put_off)
 
-    async def schedules(self, desk: "Desk") -> dict[str, list[hookspecs.Schedule]]:
+    async def schedules(
+        self, desk: "Desk", *, only: str | None = None
+    ) -> dict[str, list[hookspecs.Schedule]]:
         """Return what plugins do periodically, by plugin."""
-        found = self._named("itdesk_schedule", await self._start("itdesk_schedule", desk=desk))
-        return self._watched("run", "name", found)
+        found = self._named(
+            "itdesk_schedule", only, await self._start("itdesk_schedule", only, desk=desk)
+        )
+        return self._watched("run", "name", found, _put_off)
 
-    async def metrics(self, metrics: Metrics) -> None:
+    async def metrics(self, metrics: Metrics, *, only: str | None = None) -> None:
         """Let the plugins create their metrics."""
-        await self._start("itdesk_metrics", metrics=metrics)
+        await self._start("itdesk_metrics", only, metrics=metrics)
 
     async def commands(self) -> dict[str, list[Any]]:
         """Return the click commands that plugins add, by plugin."""
@@ -196,22 +247,25 @@ class Plugins:
 
     def checked(self, sections: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
         """Return new settings of those that take them while they work; ConfigError if wrong."""
-        takers: list[Any] = self._implementations("itdesk_reload")
+        takers: list[Any] = self.registry.implementations("itdesk_reload")
         models = {impl.plugin_name: impl.plugin.Settings for impl in takers}
-        return {
-            name: validated(models[name], plugin_options(raw), name)
+        self._offered = {
+            name: plugin_options(raw)
             for name, raw in sections.items()
             if raw is not None and name in models
         }
+        return {name: validated(models[name], raw, name) for name, raw in self._offered.items()}
 
     async def reload(self, settings: Mapping[str, Any]) -> list[str]:
         """Hand plugins their `checked` settings; return the names of those that took them."""
         asks = [
             self._ask("itdesk_reload", impl, {"settings": settings[impl.plugin_name]})
-            for impl in self._implementations("itdesk_reload")
+            for impl in self.registry.implementations("itdesk_reload")
             if impl.plugin_name in settings
         ]
-        return [answer.plugin for answer in await asyncio.gather(*asks) if answer.failure is None]
+        took = [answer.plugin for answer in await asyncio.gather(*asks) if answer.failure is None]
+        self.registry.taken |= {name: self._offered[name] for name in took}
+        return took
 
     async def health(self) -> dict[str, hookspecs.Health]:
         """Return how every enabled plugin is: broken, failing, or what it says of itself."""
@@ -237,8 +291,9 @@ class Plugins:
             "itdesk_validate_ticket", caller=caller, before=before, after=after
         )
         silent = {answer.plugin for answer in answers if answer.failure is not None}
-        silent |= {n for n, r in self._records.items() if r.is_auditor and r.state == "broken"}
-        if any(self._records[name].section.required for name in silent):
+        records = self.registry.records
+        silent |= {n for n, r in records.items() if r.is_auditor and r.state == "broken"}
+        if any(records[name].section.required for name in silent):
             raise Unavailable(
                 "This change cannot be checked at the moment; try again later.",
                 code="E_PLUGIN_UNAVAILABLE",
@@ -249,174 +304,81 @@ class Plugins:
         """Tell all reactors of a committed change."""
         await self._call("itdesk_event", desk=desk, event=event)
 
-    # --- loading ---------------------------------------------------------------------------
-
-    def _build(
-        self, name: str, raw: Mapping[str, Any], found: Mapping[str, Sequence[Found]]
-    ) -> object | None:
-        """Return the plugin, or None when it is off or broken; ConfigError for its section."""
-        reserved = {key: value for key, value in raw.items() if key in Section.model_fields}
-        options = {key: value for key, value in raw.items() if key not in reserved}
-        section = validated(Section, reserved, name)
-        if not section.enabled:
-            self._records[name] = Record(section, None, "disabled", "switched off by its section")
-            return None
-        candidates = found.get(name, ())
-        if self._safe_mode:
-            candidates = [one for one in candidates if one.own]
-        if self._safe_mode and not candidates:
-            self._records[name] = Record(Section(), None, "left out", "left out by the safe mode")
-            log.warning("plugin left out by the safe mode", plugin=name)
-            return None
-        if len(candidates) != 1:
-            raise ConfigError(choice(candidates, found))
-        self._records[name] = Record(section, candidates[0].version)
-        try:
-            plugin_class = checked_class(candidates[0].load(), name)
-            settings = validated(plugin_class.Settings, options, name)
-            hide(settings)
-            plugin: object = plugin_class(settings)
-        except ConfigError:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - see the module
-            self._break(name, "load", exc)
-            return None
-        return plugin
-
-    def _register(self, name: str, plugin: object) -> None:
-        try:
-            refuse_unmarked(plugin)
-            self._manager.register(plugin, name)
-            self._manager.check_pending()
-            for caller in self._manager.get_hookcallers(plugin) or ():
-                own = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
-                if any(impl.hookwrapper or impl.wrapper for impl in own):
-                    raise Refused(f"{caller.name}: hook wrappers are not supported")
-                self._records[name].is_auditor |= caller.name == "itdesk_validate_ticket"
-                if caller.name == "itdesk_event":
-                    paused = self._breaker.labels(f"plugin.{name}")
-                    paused.set_function(partial(getattr, self._records[name], "paused"))
-        except BaseException as exc:  # noqa: BLE001 - see the module
-            self._break(name, "register", exc)
-
-    def _break(self, name: str, step: str, exc: BaseException) -> None:
-        """Take a plugin out for good, and say so where operators look."""
-        record = self._records[name]
-        trace = None if step in record.trouble else exc
-        record.state, record.reason = "broken", f"{step}: {reason(exc)}"
-        log.error("plugin broken", plugin=name, reason=record.reason, exc_info=trace)
-        if self._manager.has_plugin(name):
-            self._manager.unregister(name=name)
-
-    def _demand(self) -> None:
-        """Raise Unavailable when a required plugin is broken."""
-        broken = {
-            name: record.reason
-            for name, record in self._records.items()
-            if record.state == "broken" and record.section.required
-        }
-        if broken:
-            raise Unavailable(
-                "; ".join(f"plugins.{name} is required: {why}" for name, why in broken.items()),
-                code="E_PLUGIN_REQUIRED",
-                details={"plugins": broken},
-            )
-
-    # --- lifespan --------------------------------------------------------------------------
-
-    async def _enter(self, stay: "Stay") -> None:
-        """Wait until a plugin is entered; one that fails or is late is broken."""
-        seconds = self._records[stay.name].section.start_seconds
-        started, outcome = perf_counter(), "cancelled"
-        try:
-            either: set[asyncio.Future[Any]] = {stay.task, stay.entered}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            failure: BaseException | None = None
-            if not stay.entered.done():
-                failure = ended(stay.task) or Late(f"not entered in {seconds:g} s")
-            outcome = kind(failure)
-        finally:
-            self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
-            if not stay.entered.done():
-                await self._isolation.give_up(stay.name, stay.hook, stay.task)
-        if failure is not None:
-            stay.leave.set()  # in case that it enters after all
-            self._break(stay.name, stay.hook, failure)
-        else:
-            stay.task.add_done_callback(lambda task: self._watch(stay))
-
-    def _watch(self, stay: "Stay") -> None:
-        """Break a plugin whose context ended before it was asked to."""
-        if not stay.leave.is_set():
-            self._break(stay.name, stay.hook, ended(stay.task) or Refused("it ended by itself"))
-
-    async def _leave(self, stay: "Stay") -> None:
-        if stay.task.done() or not stay.entered.done():
-            return
-        seconds = self._records[stay.name].section.hook_seconds
-        started, outcome = perf_counter(), "cancelled"
-        try:
-            stay.leave.set()
-            await asyncio.wait({stay.task}, timeout=seconds)
-            failure = ended(stay.task) if stay.task.done() else Late(f"not left in {seconds:g} s")
-            outcome = kind(failure)
-        finally:
-            self._seconds.labels(stay.name, stay.hook, outcome).observe(perf_counter() - started)
-        await self._isolation.give_up(stay.name, stay.hook, stay.task)
-        self._note(stay.name, stay.hook, failure)
+    async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
+        """Return what plugins know about a query and the caller may see, best first."""
+        answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
+        found = [passage for answer in answers for passage in answer.result or ()]
+        return sorted(found, key=lambda passage: -passage.score)
 
     # --- calling ---------------------------------------------------------------------------
 
-    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        return caller.get_hookimpls()[::-1]
-
-    async def _start(self, hook: str, **arguments: Any) -> dict[str, Any]:
+    async def _start(self, hook: str, only: str | None = None, **arguments: Any) -> dict[str, Any]:
         """Call a hook of the start, which no plugin survives failing in."""
-        answers = await self._call(hook, **arguments)
+        impls = self.registry.implementations(hook, only)
+        asks = [self._ask(hook, one, self._lent(one.plugin_name, arguments)) for one in impls]
+        answers = await asyncio.gather(*asks)
         for answer in answers:
             if answer.failure is not None:
-                self._break(answer.plugin, hook, answer.failure)
-        self._demand()
+                self.registry.take_out(answer.plugin, hook, answer.failure)
+        if only is None:
+            self.registry.demand()
         return {answer.plugin: answer.result for answer in answers if answer.result is not None}
 
-    def _named(self, hook: str, found: dict[str, Any]) -> dict[str, Any]:
+    def _lent(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments, of which the metrics remember what this plugin makes."""
+        if "metrics" not in arguments:
+            return arguments
+        made = self.registry.records[name].metrics
+        return {**arguments, "metrics": arguments["metrics"].lent(made)}
+
+    def _named(self, hook: str, only: str | None, found: dict[str, Any]) -> dict[str, Any]:
         """Break the plugins that return things without their own name, which could clash."""
         for name, entries in list(found.items()):
             if strange := [one.name for one in entries if not one.name.startswith(f"{name}.")]:
-                self._break(name, hook, Refused(f"{strange[0]} does not begin with {name}."))
+                failure = Refused(f"{strange[0]} does not begin with {name}.")
+                self.registry.take_out(name, hook, failure)
                 del found[name]
-        self._demand()
+        if only is None:
+            self.registry.demand()
+        for name, entries in found.items():
+            self.registry.records[name].work |= {one.name for one in entries}
         return found
 
-    def _watched(self, function: str, label: str, found: dict[str, Any]) -> dict[str, Any]:
-        """Let what plugins are called by later be as accountable as their hooks."""
+    def _watched(
+        self, function: str, label: str, found: dict[str, Any], refusal: Refusal
+    ) -> dict[str, Any]:
+        """Let what plugins are called by later be as accountable as their hooks, and end as they.
+
+        Once its plugin is switched off, it raises this refusal.
+        """
 
         def watched(name: str, one: Any) -> Any:
             own = self._isolation.watched(name, getattr(one, label), getattr(one, function))
-            return replace(one, **{function: own})
+            gate = self.registry.records[name].gate
+            return replace(one, **{function: gate.guarded(own, partial(refusal, name))})
 
         return {name: [watched(name, one) for one in ones] for name, ones in found.items()}
 
     async def _call(self, hook: str, **arguments: Any) -> list[Answer]:
         """Ask every plugin that has this hook, side by side; the answers are in plugin order."""
-        asks = [self._ask(hook, impl, arguments) for impl in self._implementations(hook)]
+        asks = [self._ask(hook, impl, arguments) for impl in self.registry.implementations(hook)]
         return list(await asyncio.gather(*asks)) if asks else []
 
     async def _ask(self, hook: str, impl: pluggy.HookImpl, arguments: Mapping[str, Any]) -> Answer:
         name = impl.plugin_name
-        record = self._records[name]
+        record = self.registry.records[name]
         started, outcome = perf_counter(), "cancelled"
         if hook == "itdesk_event" and record.paused:
             self._seconds.labels(name, hook, "skipped").observe(0.0)
             return Answer(name, failure=Late("paused"))
         try:
-            result, failure = self._isolation.run(impl, hook, arguments)
-            if inspect.isawaitable(result):
-                seconds = record.section.hook_seconds
-                if hook == "itdesk_health":
-                    seconds = min(seconds, HEALTH_SECONDS)
-                result, failure = await self._isolation.bounded(name, hook, result, seconds)
+            with record.gate.counted():
+                result, failure = self._isolation.run(impl, hook, arguments)
+                if inspect.isawaitable(result):
+                    seconds = record.section.hook_seconds
+                    if hook == "itdesk_health":
+                        seconds = min(seconds, HEALTH_SECONDS)
+                    result, failure = await self._isolation.bounded(name, hook, result, seconds)
             if failure is None:
                 result, failure = checked_result(hook, result)
             outcome = kind(failure)
@@ -427,7 +389,7 @@ class Plugins:
 
     def _note(self, name: str, hook: str, failure: BaseException | None) -> None:
         """Remember and log how a call went, with the trace only the first time in a row."""
-        record = self._records[name]
+        record = self.registry.records[name]
         is_event = hook == "itdesk_event"
         if failure is None:
             record.trouble.pop(hook, None)
@@ -442,3 +404,14 @@ class Plugins:
             pause = PAUSE_DEADLINES * record.section.hook_seconds
             record.paused_until = perf_counter() + pause
             log.error("plugin gets no events for a while", plugin=name, seconds=pause)
+
+
+def _put_off(name: str) -> Exception:
+    """Let a job wait, as if it had not been tried, until its plugin is on again."""
+    return hookspecs.RetryLater(0, f"the plugin {name} is off", counted=False)
+
+
+def _closed(name: str) -> Exception:
+    return Unavailable(
+        f"The plugin {name} was switched off.", code="E_PLUGIN_OFF", retry_after=OFF_SECONDS
+    )

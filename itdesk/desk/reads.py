@@ -10,7 +10,8 @@ from typing import Any
 
 from itdesk.config import Settings
 from itdesk.errors import Unavailable
-from itdesk.store.db import Database, Limits, Overdue
+from itdesk.store.db import Database, Limits
+from itdesk.store.failures import Overdue
 
 
 class Reads:

@@ -42,7 +42,7 @@ class Recovery:
     async def forgot(self, email: str) -> None:
         """Mail a link that sets a new password, if the address has an account."""
         async with self._db.transaction() as tx:
-            tx.enqueue(FORGOT, {"email": email}, dedupe=f"{FORGOT}:{email.lower()}")
+            tx.enqueue(FORGOT, {"email": email})
 
     async def reset(self, token: str, password: str) -> None:
         """Set the password of whom the link was mailed to; every session of theirs ends."""

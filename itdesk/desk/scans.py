@@ -21,6 +21,7 @@ from itdesk.desk.spool import Copy, Spool
 from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable, UnsupportedMedia
 from itdesk.hookspecs import Storage, Verdict
 from itdesk.model import SYSTEM, Caller, Event, ScanReason, ScanStatus
+from itdesk.runtime import failpoints
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -133,6 +134,7 @@ class Scans:
         try:
             async with self.holding(held):
                 outcome = await self._examine(held)
+                failpoints.hit("before_verdict")
                 await self._write(held, outcome)
         except* ClaimLost:
             lost = True
@@ -308,6 +310,7 @@ class Scans:
                 raise ClaimLost  # or deleted meanwhile, alone or with its ticket
             said = verdict_data(outcome)
             tx.record(_event(SYSTEM, "attachment.scanned", held, version, outcome.status, **said))
+        failpoints.hit("after_verdict")
         self._verdicts.labels(outcome.status).inc()
         if outcome.status is ScanStatus.CLEAN:
             await self._storage.delete(quarantine_key(held.object_key))

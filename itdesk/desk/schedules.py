@@ -3,7 +3,7 @@
 What is due, only the database's clock decides.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -62,6 +62,12 @@ class Schedules:
             self._jobs.register(self._kind(schedule))
             if schedule.seconds > 0:
                 self._periods[schedule.name] = schedule.seconds
+
+    def withdraw(self, names: Collection[str]) -> None:
+        """Take schedules away: none of their runs becomes due, and what is queued of them waits."""
+        self._jobs.withdraw(names)
+        for name in names:
+            self._periods.pop(name, None)
 
     async def start_due(self) -> int:
         """Queue what is due and was not begun by any daemon; return how many runs that are."""

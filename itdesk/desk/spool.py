@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import os
-import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from uuid import uuid4
 
 from itdesk.errors import TooLarge
 
@@ -25,13 +26,12 @@ class Spool:
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Path]:
-        """Lend a private file; deleting a large one takes long, so the loop does not do it."""
-        file, name = await asyncio.to_thread(tempfile.mkstemp, dir=self.directory, prefix="scan-")
-        os.close(file)
+        """Lend a private file that `fill` makes; deleting a large one takes long: a thread does."""
+        path = self.directory / f"scan-{uuid4().hex}"
         try:
-            yield Path(name)
+            yield path
         finally:
-            await asyncio.to_thread(os.unlink, name)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     @staticmethod
     async def fill(path: Path, chunks: AsyncIterator[bytes], *, limit: int) -> "Copy":
@@ -51,7 +51,7 @@ class Spool:
                     batch, waiting = [], 0
             return await asyncio.to_thread(copying.finish, batch)
         finally:
-            if not copying.closed:
+            if not copying.ended:
                 await asyncio.to_thread(copying.close)
 
     @staticmethod
@@ -73,22 +73,38 @@ class Copy:
 
 
 class _Copying:
-    """The file side of a copy; every method blocks, and is called from one thread at a time.
+    """The file side of a copy; every method blocks, and none is called after the end.
 
-    It is neither truncated nor closed on the loop: on ext4 either lets close write the file out.
+    A step whose caller was cancelled goes on in its thread: `close` waits for it. The file is not
+    closed on the loop, because on ext4 that lets it be written out.
     """
 
     def __init__(self, path: Path) -> None:
+        self.ended = False
         self._path = path
+        self._lock = threading.Lock()
         self._target: FileIO | None = None
         self._digest = hashlib.sha256()
         self._size = 0
         self._head = b""
-        self.closed = True
 
     def take(self, batch: list[bytes]) -> None:
+        with self._lock:
+            self._take(batch)
+
+    def finish(self, batch: list[bytes]) -> Copy:
+        with self._lock:
+            self._take(batch)
+            self._close()
+        return Copy(self._size, self._digest.hexdigest(), self._head)
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _take(self, batch: list[bytes]) -> None:
         if self._target is None:
-            self._target, self.closed = FileIO(self._path, "r+b"), False
+            self._target = FileIO(self._path, "xb", opener=_private)
         for chunk in batch:
             self._digest.update(chunk)
             self._head += chunk[: HEAD - len(self._head)]
@@ -97,12 +113,11 @@ class _Copying:
             while left:
                 left = left[self._target.write(left) :]
 
-    def finish(self, batch: list[bytes]) -> Copy:
-        self.take(batch)
-        self.close()
-        return Copy(self._size, self._digest.hexdigest(), self._head)
-
-    def close(self) -> None:
+    def _close(self) -> None:
+        self.ended = True
         if self._target is not None:
             self._target.close()
-        self.closed = True
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from itdesk.desk import merging
 from itdesk.errors import Conflict
-from itdesk.model import Caller, Change, Event, Priority, Status, Ticket, new_id
-from itdesk.remote import Mirrored, RemoteComment, RemoteIssue, RemotePerson
-from itdesk.store import mirrors, projects, tickets
+from itdesk.model import Caller, Change, Comment, Event, Priority, Status, Ticket, new_id
+from itdesk.remote import (
+    Mirrored,
+    RemoteComment,
+    RemoteIssue,
+    RemotePerson,
+    Rules,
+    Shadow,
+    fingerprint,
+)
+from itdesk.store import mirrors, projects, pushes, tickets
 from itdesk.store.db import Transaction
 
 _PLAIN: Final = ("title", "description", "status", "priority", "tags")
+MOST_UNSENT: Final = 100
 
 People = Mapping[RemotePerson, mirrors.LocalPerson]
 
@@ -22,11 +32,14 @@ People = Mapping[RemotePerson, mirrors.LocalPerson]
 class Telling:
     """One telling on its way into the database."""
 
-    def __init__(self, tx: Transaction, caller: Caller, issue: RemoteIssue) -> None:
+    def __init__(self, tx: Transaction, caller: Caller, issue: RemoteIssue, rules: Rules) -> None:
         self._tx = tx
         self._conn = tx.conn
         self._caller = caller
         self._issue = issue
+        self._rules = rules
+        self._drift: tuple[str, ...] = ()
+        self._unsent: list[Comment] | None = None
 
     async def write(self, deliveries: Sequence[str]) -> Mirrored:
         """Write it all; return what became of it."""
@@ -48,12 +61,15 @@ class Telling:
             if ticket_id is None:
                 await mirrors.bury(self._conn, self._gone_comments())
                 return Mirrored(issue.key, None)
+        elif (await pushes.shadow(self._conn, ticket_id)).creating:
+            # Whoever opens it for the ticket has not said all of it there yet.
+            return Mirrored(issue.key, ticket_id)
         else:
             updated = await self._update(ticket_id, people)
         if issue.id is not None:
             await mirrors.name_issue(self._conn, ticket_id, issue.id)
         updated |= await self._discuss(ticket_id, people)
-        return Mirrored(issue.key, ticket_id, created, updated and not created)
+        return Mirrored(issue.key, ticket_id, created, updated and not created, drift=self._drift)
 
     # --- the ticket ------------------------------------------------------------------------
 
@@ -66,7 +82,20 @@ class Telling:
                 )
                 if found is not None:
                     return found
-        return None
+        return await self._just_opened()
+
+    async def _just_opened(self) -> UUID | None:
+        """Return the ticket of ours that this issue is being opened for; it stands for it now."""
+        issue = self._issue
+        named = merging.OWN_KEY.match(str(issue.fields.get("title", "")))
+        if issue.origin is None and named is None:
+            return None
+        key = named[1] if named is not None else None
+        ticket_id = await pushes.being_created(self._conn, issue.origin, key)
+        if ticket_id is None or not issue.key:
+            return None
+        linked = await pushes.link(self._conn, ticket_id, issue.source, issue.key, None)
+        return ticket_id if linked else None
 
     async def _create(self, people: People) -> UUID | None:
         """Open the ticket; None when too little was told to open one."""
@@ -105,6 +134,7 @@ class Telling:
             "ticket.created", ticket.version, ticket_id,
             data={"key": ticket.key, "new": ticket.status, **told},
         )  # fmt: skip
+        await self._remember(ticket_id, Shadow())
         return ticket_id
 
     async def _project(self) -> UUID:
@@ -130,12 +160,18 @@ class Telling:
         """Take over what changed, when it is newer than what was told before."""
         issue = self._issue
         before = await self._read(ticket_id, lock=True)
+        shadow = await pushes.shadow(self._conn, ticket_id)
+        given = _assignees(people, issue.fields.get("assignee"))
+        self._drift = merging.drift(before, issue.fields, shadow, given)
         known = before.external.updated_at if before.external else None
         if issue.updated_at is None or (known is not None and issue.updated_at <= known):
             return False
-        wanted = await self._wanted(before, people)
+        kept = await self._kept(before, shadow)
+        fields = {name: told for name, told in issue.fields.items() if name not in kept}
+        wanted = await self._wanted(before, people, fields)
         changes = {name: value for name, value in wanted.items() if _now(before, name) != value}
         await mirrors.seen(self._conn, ticket_id, issue.updated_at)
+        await self._remember(ticket_id, shadow)
         if not changes:
             return False
         columns = dict(changes)
@@ -152,16 +188,40 @@ class Telling:
         )  # fmt: skip
         return True
 
-    async def _wanted(self, before: Ticket, people: People) -> dict[str, Any]:
+    async def _kept(self, before: Ticket, shadow: Shadow) -> set[str]:
+        """Return the fields that are not taken over; ours is sent again where ours counts."""
+        issue, rules = self._issue, self._rules
+        told = merging.told_of(issue.fields)
+        lane = f"{issue.source}:{before.external.id if before.external else issue.key}"
+        pending: list[pushes.Unfinished] = []
+        if rules.push is not None:
+            pending = await pushes.unfinished(self._conn, rules.push, [lane])
+        assert issue.updated_at is not None
+        settled = merging.settle(
+            told, shadow, pending, lambda name: rules.winner(issue.project, name), issue.updated_at
+        )
+        again = {name: settled.countered[name] for name in self._drift if name in settled.countered}
+        if again and rules.push is not None:
+            args = {"ticket_id": str(before.id), "fields": list(again), "comment_id": None}
+            self._tx.enqueue(rules.push, args, lane=lane)
+            await pushes.note_countered(self._conn, before.id, again)
+        return settled.kept
+
+    async def _remember(self, ticket_id: UUID, shadow: Shadow) -> None:
+        """Note what the issue says now, to tell news from echoes."""
+        if told := merging.told_of(self._issue.fields):
+            changed = merging.theirs(told, shadow)
+            await pushes.note_told(self._conn, ticket_id, told, theirs=changed)
+
+    async def _wanted(
+        self, before: Ticket, people: People, fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return what the ticket's columns shall be; what was not told is left out."""
-        issue, fields = self._issue, self._issue.fields
+        issue = self._issue
         wanted = {name: fields[name] for name in _PLAIN if name in fields}
         is_local = before.external is not None and before.key != before.external.id
-        if "title" in wanted and is_local:
-            # A ticket of our own that was pushed: its key was put before its title there.
-            wanted["title"] = (
-                wanted["title"].removeprefix(f"[{before.key}]").strip() or before.title
-            )
+        if "title" in wanted:
+            wanted["title"] = merging.own_title(before, wanted["title"])
         if "assignee" in fields:
             person = fields["assignee"]
             wanted["external_assignee"] = person.name if person else None
@@ -246,6 +306,8 @@ class Telling:
         people: People,
     ) -> bool:
         """Add a comment, or rewrite it when it is newer over there; return whether it changed."""
+        if known is None and await self._is_ours(ticket_id, comment):
+            return False
         if known is None:
             comment_id = new_id()
             await mirrors.add_comment(
@@ -263,7 +325,8 @@ class Telling:
             )
             await self._touch(ticket_id, "comment.added", comment_id, comment)
             return True
-        same = (known.body, known.internal) == (comment.body, comment.internal)
+        body = self._rules.said(known.author_name, comment.body)
+        same = (known.body, known.internal) == (body, comment.internal)
         newer = known.updated_at is None or (
             comment.updated_at is not None and comment.updated_at > known.updated_at
         )
@@ -272,7 +335,7 @@ class Telling:
         await mirrors.change_comment(
             self._conn,
             known.id,
-            body=comment.body,
+            body=body,
             internal=comment.internal,
             updated_at=comment.updated_at,
         )
@@ -280,6 +343,24 @@ class Telling:
         hidden = comment.internal or known.internal
         await self._touch(ticket_id, "comment.updated", known.id, comment, internal=hidden)
         return True
+
+    async def _is_ours(self, ticket_id: UUID, comment: RemoteComment) -> bool:
+        """Return whether a comment was said here first, and is only told back; it is tied then."""
+        rules = self._rules
+        if rules.push is None:
+            return False
+        if self._unsent is None:
+            self._unsent = await pushes.unsent_comments(
+                self._conn, ticket_id, MOST_UNSENT, internal=True
+            )
+        mark = fingerprint(comment.body)
+        for own in self._unsent:
+            if fingerprint(rules.worded(own.author_name, own.body)) == mark:
+                self._unsent.remove(own)
+                return await pushes.tie_comment(
+                    self._conn, own.id, self._issue.source, comment.id, comment.updated_at
+                )
+        return False
 
     async def _touch(
         self,

@@ -1,4 +1,4 @@
-"""Tickets: who may change what, which way a ticket may go, and what the journal says of it."""
+"""Tickets: how they are opened, changed and discussed, and what the journal says of it."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,18 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
-from itdesk.desk.reads import Reads
-from itdesk.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PreconditionFailed
+from itdesk.desk.lifecycle import (
+    no_project,
+    require_agent,
+    require_allowed,
+    require_assignable,
+    require_seen,
+    require_transition,
+    require_version,
+)
+from itdesk.desk.search import Search
+from itdesk.errors import Invalid, NotFound
 from itdesk.model import (
-    TRANSITIONS,
     Caller,
     Category,
     Change,
@@ -28,10 +36,6 @@ from itdesk.model import (
 from itdesk.store import attachments, comments, events, listing, tickets
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
-
-# What a user may change on a ticket of their own; everything else is for agents.
-_USERS_FIELDS = frozenset({"title", "description", "tags", "status"})
-_USERS_MOVES = frozenset({Status.OPEN, Status.CLOSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +68,25 @@ class Tickets:
         self,
         db: Database,
         auditor: Auditor,
-        reads: Reads,
+        search: Search,
         *,
         default_project: str,
         forget_files: Callable[[Sequence[tuple[str, str | None]]], Awaitable[None]],
     ) -> None:
         self._db = db
         self._auditor = auditor
-        self._reads = reads
+        self._search = search
         self._default_project = default_project
         self._forget_files = forget_files
 
     async def create(self, caller: Caller, new: NewTicket) -> Ticket:
         """Open a ticket reported by the caller."""
         if new.assignee_ids:
-            _require_agent(caller, "assignee_ids")
+            require_agent(caller, "assignee_ids")
         people = list(dict.fromkeys(new.assignee_ids))
         if people:
             async with self._db.connection() as conn:
-                await _require_assignable(conn, people)
+                await require_assignable(conn, people)
         project = new.project or self._default_project
         ticket = _opened(caller, new, project, people, await self._take_number(project))
         await self._audit(caller, None, ticket)
@@ -95,11 +99,16 @@ class Tickets:
         async with self._db.connection() as conn:
             return await tickets.find(conn, ref, scope=caller.scope)
 
-    async def get_by_key(self, caller: Caller, key: str) -> Ticket:
-        """Return the ticket with this key, if the caller may see it."""
+    async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
+        """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
+        async with self._db.connection() as conn:
+            return await listing.one(conn, ref, scope=caller.scope)
+
+    async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
+        """Return the ticket with this key as JSON spells it, if the caller may see it."""
         if "-" not in key or key.count("-") > 1:
             raise NotFound.of("ticket")
-        return await self.get(caller, key)
+        return await self.show(caller, key)
 
     async def list(
         self,
@@ -110,9 +119,10 @@ class Tickets:
         window: Window,
     ) -> Page[listing.TicketRow]:
         """Return one page of the tickets that the caller may see, as JSON spells them."""
-        lent = self._db.connection() if wanted.q is None else self._reads.searching()
-        async with lent as conn:
-            scope = caller.scope
+        if wanted.q is not None:
+            return await self._search.page(caller, wanted, sort=sort, window=window)
+        scope = caller.scope
+        async with self._db.connection() as conn:
             page = await listing.list_page(conn, wanted, scope=scope, sort=sort, window=window)
             total = await listing.count(conn, wanted, scope=scope) if window.count else None
         return replace(page, total=total)
@@ -135,12 +145,12 @@ class Tickets:
         async with self._db.transaction() as tx:
             before = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
             require_version(before, if_match)
-            _require_allowed(caller, before, wanted)
+            require_allowed(caller, before, wanted)
             changes = _differences(before, wanted)
             if not changes:
                 return before
             if "status" in changes and not force:
-                _require_transition(before.status, changes["status"])
+                require_transition(before.status, changes["status"])
             after = await self._apply(tx, caller, before, changes)
             await self._audit(caller, before, after)
             tx.record(_event(caller, "ticket.updated", after, changes=_changes(before, after)))
@@ -202,11 +212,11 @@ class Tickets:
         said when there was a public comment or another status since: Conflict shows them.
         """
         if internal:
-            _require_agent(caller, "internal")
+            require_agent(caller, "internal")
         async with self._db.transaction() as tx:
             ticket = await tickets.find(tx.conn, ref, scope=caller.scope, lock=True)
             if last_seen is not None:
-                await _require_seen(tx, ticket, last_seen)
+                await require_seen(tx, ticket, last_seen)
             said = await comments.add(
                 tx.conn,
                 id=new_id(),
@@ -225,7 +235,12 @@ class Tickets:
                     "comment.added",
                     ticket_id=ticket.id,
                     ticket_version=version,
-                    data={"comment_id": str(said.id), "internal": internal, "new": body[:200]},
+                    data={
+                        "comment_id": str(said.id),
+                        "internal": internal,
+                        "new": body[:200],
+                        **_mirror(ticket),
+                    },
                 )
             )
         return said
@@ -248,7 +263,7 @@ class Tickets:
         if "assignee_ids" in columns:
             people = columns.pop("assignee_ids")
             added = [person for person in people if person not in before.assignee_ids]
-            await _require_assignable(tx.conn, added)
+            await require_assignable(tx.conn, added)
             await tickets.assign(tx.conn, before.id, people)
         if "project" in columns:
             taken = await self._take_number(columns.pop("project"))
@@ -262,7 +277,7 @@ class Tickets:
         async with self._db.unsynced() as conn:
             taken = await tickets.take_number(conn, project)
         if taken is None:
-            raise _no_project(project)
+            raise no_project(project)
         return taken
 
     async def _audit(self, caller: Caller, before: Ticket | None, after: Ticket) -> None:
@@ -273,85 +288,6 @@ class Tickets:
                 code="E_TICKET_REFUSED",
                 details={"fields": [{"path": "", "problem": problem} for problem in problems]},
             )
-
-
-def require_version(ticket: Ticket, if_match: str | None) -> None:
-    """Raise PreconditionFailed unless the If-Match header names this version (RFC 9110 13.1.1)."""
-    if if_match is None:
-        return
-    tags = [tag.strip() for tag in if_match.split(",")]
-    if "*" not in tags and f'"{ticket.version}"' not in tags:
-        raise PreconditionFailed(
-            "Somebody changed the ticket meanwhile. Compare with `current` and try again.",
-            code="E_TICKET_VERSION_MISMATCH",
-            details={"current": ticket},
-        )
-
-
-async def _require_seen(tx: Transaction, ticket: Ticket, last_seen: int | Position) -> None:
-    """Refuse to answer over somebody's head."""
-    version, seq = (last_seen, None) if isinstance(last_seen, int) else (None, last_seen.seq)
-    if isinstance(last_seen, Position):
-        if last_seen.epoch != (await events.head(tx.conn)).epoch:
-            raise Invalid.field("last_seen.epoch", "is not the journal's: subscribe again")
-    elif last_seen > ticket.version:
-        raise Invalid.field("last_seen", f"is beyond the ticket's version {ticket.version}")
-    unseen = await events.unseen(tx.conn, ticket.id, version=version, seq=seq)
-    if unseen:
-        raise Conflict(
-            "Somebody answered or moved the ticket meanwhile. Read `newer`, then send your comment"
-            " again with the new last_seen, or with force=true.",
-            code="E_TICKET_ANSWERED_MEANWHILE",
-            details={"version": ticket.version, "newer": unseen},
-        )
-
-
-def _require_agent(caller: Caller, field: str) -> None:
-    if not caller.has(Role.AGENT):
-        raise Forbidden(f"Only agents and above may set {field}.", details={"field": field})
-
-
-def _require_allowed(caller: Caller, ticket: Ticket, wanted: Mapping[str, Any]) -> None:
-    """Refuse fields that are not this role's to set, and a user's move other than close, reopen."""
-    if caller.has(Role.AGENT):
-        return
-    for field in wanted:
-        if field not in _USERS_FIELDS:
-            _require_agent(caller, field)
-    status = wanted.get("status", ticket.status)
-    if status != ticket.status and status not in _USERS_MOVES:
-        _require_agent(caller, "status")
-
-
-async def _require_assignable(conn: Any, people: Sequence[UUID]) -> None:
-    if not people:
-        return
-    known = await tickets.assignable(conn, people)
-    unknown = [str(person) for person in people if person not in known]
-    if unknown:
-        raise BadRequest(
-            "These people cannot be given tickets; GET /api/v1/assignees lists who can.",
-            code="E_TICKET_INVALID_ASSIGNEE",
-            details={"assignee_ids": unknown},
-        )
-
-
-def _require_transition(now: Status, wanted: Status) -> None:
-    if wanted not in TRANSITIONS[now]:
-        allowed = ", ".join(TRANSITIONS[now])
-        raise BadRequest(
-            f"A ticket that is {now} cannot become {wanted}; it can become {allowed}.",
-            code="E_TICKET_INVALID_STATUS_TRANSITION",
-            details={"from": now, "to": wanted, "allowed": list(TRANSITIONS[now])},
-        )
-
-
-def _no_project(key: str) -> BadRequest:
-    return BadRequest(
-        f"There is no project {key} that numbers its own tickets; GET /api/v1/projects lists them.",
-        code="E_TICKET_INVALID_PROJECT",
-        details={"project": key},
-    )
 
 
 def _is_action(caller: Caller, ticket: Ticket) -> bool:
@@ -432,5 +368,13 @@ def _opening(ticket: Ticket) -> dict[str, Any]:
     }}  # fmt: skip
 
 
+def _mirror(ticket: Ticket) -> dict[str, Any]:
+    """Return which remote issue a change of this ticket is also about, for who tells it there."""
+    external = ticket.external
+    return {"mirror": f"{external.source}:{external.id}"} if external is not None else {}
+
+
 def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
+    if mirror := _mirror(ticket):
+        more["data"] = {**more.get("data", {}), **mirror}
     return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)

@@ -378,3 +378,17 @@ class HistoryEntry:
     old_value: str | None
     new_value: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A few lines that may help with a question: `source` and `url` say where they are from.
+
+    `title` names what they were said about; `score` is above 0, and higher the better they fit.
+    """
+
+    source: str
+    title: str
+    text: str
+    score: float
+    url: str | None = None

@@ -139,6 +139,22 @@ class Topic(StrEnum):
     FILE_RECALLED = "file_recalled"
 
 
+class SignInProblem(StrEnum):
+    """Why a sign-in by an account elsewhere failed, as browsers are told by `?oauth_error=`."""
+
+    NOT_CONFIGURED = "oauth_not_configured"
+    DENIED = "oauth_denied"
+    STATE = "oauth_state_invalid"
+    ANSWER = "oauth_response_invalid"
+    CODE = "oauth_code_invalid"
+    TOKEN = "oauth_token_invalid"  # noqa: S105 - a word, not a token
+    EMAIL = "oauth_email_not_verified"
+    DOMAIN = "oauth_domain_not_allowed"
+    REFUSED = "oauth_sign_in_refused"
+    UNAVAILABLE = "oauth_unavailable"
+    SECOND_FACTOR = "oauth_second_factor_required"
+
+
 TRANSITIONS: Mapping[Status, tuple[Status, ...]] = {
     Status.OPEN: (Status.TRIAGED, Status.IN_PROGRESS, Status.CLOSED),
     Status.TRIAGED: (Status.OPEN, Status.IN_PROGRESS, Status.CLOSED),

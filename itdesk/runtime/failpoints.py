@@ -3,7 +3,10 @@
 import os
 import signal
 
-POINTS = frozenset({"before_commit", "after_commit", "before_send", "after_send", "before_mark"})
+POINTS = frozenset({
+    "before_commit", "after_commit", "before_send", "after_send", "before_mark",
+    "before_verdict", "after_verdict",
+})  # fmt: skip
 _armed: set[str] = set()
 
 

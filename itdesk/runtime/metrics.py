@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TypeVar
 
 from prometheus_client import (
@@ -41,6 +42,7 @@ class Metrics:
         OwnProcess(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self._noted: list[str] | None = None
         self._made: dict[str, tuple[type, tuple[str, ...], Counter | Gauge | Histogram]] = {}
         self.actor_restarts = self.counter(
             "itdesk_actor_restarts_total", "Restarts after a crash or an outage.", ["actor"]
@@ -87,6 +89,19 @@ class Metrics:
             lambda: Histogram(name, doc, labels, registry=self.registry, buckets=buckets),
         )
 
+    def lent(self, made: list[str]) -> "Metrics":
+        """Return the same metrics for somebody else; `made` gets the names of what they make."""
+        lent = copy(self)
+        lent._noted = made
+        return lent
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Take metrics away, by the names that were noted."""
+        for name in names:
+            known = self._made.pop(name, None)
+            if known is not None:
+                self.registry.unregister(known[2])
+
     async def render(self) -> bytes:
         """Return everything as Prometheus text, built beside the event loop."""
         return await asyncio.to_thread(generate_latest, self.registry)
@@ -97,6 +112,8 @@ class Metrics:
         if known is None:
             metric = make()
             self._made[name] = (kind, tuple(labels), metric)
+            if self._noted is not None:
+                self._noted.append(name)
             return metric
         _, names, existing = known
         if not isinstance(existing, kind) or names != tuple(labels):

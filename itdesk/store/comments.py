@@ -52,6 +52,17 @@ async def by_ids(conn: Any, comment_ids: Sequence[UUID]) -> dict[UUID, Comment]:
     return {row["id"]: _comment(row) for row in await conn.fetch(query, comment_ids)}
 
 
+async def newest(conn: Any, ticket_id: UUID, *, limit: int) -> list[Comment]:
+    """Read the newest comments of a ticket for agents' eyes, internal ones too, oldest first."""
+    query = """
+        SELECT id, ticket_id, user_id, author_name, left(body, 20000) AS body, internal,
+               created_at, updated_at
+        FROM ticket_comments WHERE ticket_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2
+    """
+    rows = await conn.fetch(query, ticket_id, limit)
+    return [_comment(row) for row in reversed(rows)]
+
+
 async def list_page(
     conn: Any,
     ticket_id: UUID,

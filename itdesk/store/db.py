@@ -7,8 +7,14 @@ Hides how connections are kept and how PostgreSQL's failures are told apart: an 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,11 +23,11 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from itdesk.errors import StorageFull, Unavailable
 from itdesk.model import Event
 from itdesk.runtime import failpoints
 from itdesk.runtime.log import get_logger
 from itdesk.store import jobs as queue
+from itdesk.store.failures import outage, translated
 from itdesk.store.jobs import NewJob
 
 Connection = asyncpg.Connection
@@ -29,18 +35,6 @@ Listener = Callable[[Sequence[Event]], None]
 Write = Callable[[Any, Sequence[Event], Sequence[NewJob]], Awaitable[int]]
 
 log = get_logger("database")
-
-
-class Contention(Unavailable):
-    """Another transaction was in the way three times: try again."""
-
-    default_code = "E_DATABASE_BUSY"
-
-
-class Overdue(Unavailable):
-    """The server cut a statement short that took longer than it may."""
-
-    default_code = "E_DATABASE_BUSY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,7 @@ class Database:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(_outage("The database is being closed."))
+                waiter.set_exception(outage("The database is being closed."))
         # Side by side: a server that does not answer shall hold up the end only once.
         async with asyncio.TaskGroup() as group:
             while self._idle:
@@ -141,15 +135,10 @@ class Database:
         """Return how many tasks wait for a connection now."""
         return len(self._waiting)
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Any]:
+    def connection(self) -> AbstractAsyncContextManager[Any]:
         """Lend a connection for reading; inside a transaction it is the transaction's own."""
         ambient = _ambient.get()
-        if ambient is not None:
-            yield ambient.conn
-            return
-        async with self._lent() as conn:
-            yield conn
+        return _Loan(self) if ambient is None else nullcontext(ambient.conn)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -163,7 +152,7 @@ class Database:
         if ambient is not None:
             yield ambient
             return
-        async with self._lent() as conn:
+        async with _Loan(self) as conn:
             await conn.execute("BEGIN")
             transaction = Transaction(conn)
             token = _ambient.set(transaction)
@@ -200,7 +189,7 @@ class Database:
             await write(ambient.conn, (), ())
             ambient.record(*events)
             return
-        async with self._lent() as conn:
+        async with _Loan(self) as conn:
             failpoints.hit("before_commit")
             queued = await write(conn, events, self.jobs_of(events))
         failpoints.hit("after_commit")
@@ -226,34 +215,19 @@ class Database:
         if self._unsynced is None:
             limits = replace(self.limits, connections=1)
             self._unsynced = Database(self.url, limits, settings={"synchronous_commit": "off"})
-        async with self._unsynced._lent() as conn:
+        async with _Loan(self._unsynced) as conn:
             yield conn
 
     async def warm(self, count: int) -> None:
         """Open so many connections, so that the first requests need not wait for theirs."""
         async with AsyncExitStack() as stack:
             for _ in range(min(count, self.limits.connections)):
-                await stack.enter_async_context(self._lent())
+                await stack.enter_async_context(_Loan(self))
 
     async def ping(self) -> None:
         """Return when the database answers; raise Unavailable when it does not."""
-        async with self._lent() as conn:
+        async with _Loan(self) as conn:
             await conn.fetchval("SELECT 1")
-
-    @asynccontextmanager
-    async def _lent(self) -> AsyncIterator[Any]:
-        with _translated(self._complain):
-            conn = await self._acquire()
-            # The loan is returned whatever happens; one whose state is unknown (an answer is
-            # still owed, or the transaction could not be ended) is never lent again.
-            try:
-                yield conn
-            except BaseException as exc:
-                self._release(conn, usable=_is_usable(conn, exc))
-                raise
-            else:
-                self._release(conn, usable=_is_usable(conn))
-                self._relieve()
 
     def _complain(self, problem: str) -> None:
         """Log an outage once a second: under load each request meets it."""
@@ -275,17 +249,20 @@ class Database:
             self._open -= 1
         if self._open < self.limits.connections and not self._closed:
             return await self._connect()
-        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(waiter)
+        timer = loop.call_later(self.limits.acquire_seconds, _give_up, waiter)
         try:
-            async with asyncio.timeout(self.limits.acquire_seconds):
-                conn = await waiter
+            conn = await waiter
         except BaseException:
             with suppress(ValueError):
                 self._waiting.remove(waiter)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._hand_over(waiter.result())
             raise
+        finally:
+            timer.cancel()
         return conn if conn is not None else await self._connect()
 
     async def _connect(self) -> Any:
@@ -340,6 +317,11 @@ class Database:
             self._hand_over(None)
 
 
+def _give_up(waiter: "asyncio.Future[Any]") -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
 def _no_jobs(events: Sequence[Event]) -> Sequence[NewJob]:
     return ()
 
@@ -385,44 +367,38 @@ async def _close(conn: Any, seconds: float) -> None:
         conn.terminate()
 
 
-def _outage(message: str) -> Unavailable:
-    return Unavailable(message, code="E_DATABASE_UNAVAILABLE", retry_after=2)
+class _Loan:
+    """A connection that is lent for a block, and what its failures mean to the caller.
 
+    By hand, because every request takes one: the generators of contextlib cost twice as much.
+    """
 
-_CONTENTION = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-)
-_OUTAGE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    OSError,
-)
+    __slots__ = ("_conn", "_db")
 
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._conn: Any = None
 
-@contextmanager
-def _translated(complain: Callable[[str], None]) -> Iterator[None]:
-    """Turn what asyncpg raises into what a caller can act on."""
-    try:
-        yield
-    except _CONTENTION as exc:
-        raise Contention(
-            "Several changes met at the same place. Send the request again.", retry_after=1
-        ) from exc
-    except asyncpg.DiskFullError as exc:
-        log.error("database disk full", problem=str(exc))
-        raise StorageFull("The database has no room left on its disk.", retry_after=60) from exc
-    except asyncpg.QueryCanceledError as exc:
-        raise Overdue("The database took too long to answer.") from exc
-    except TimeoutError as exc:
-        complain("no answer in time")
-        raise _outage("The database does not answer in time. Try again shortly.") from exc
-    except _OUTAGE as exc:
-        complain(type(exc).__name__)
-        raise _outage("The database cannot be reached. Try again shortly.") from exc
+    async def __aenter__(self) -> Any:
+        try:
+            self._conn = await self._db._acquire()
+        except BaseException as exc:
+            self._raise(exc)
+            raise
+        return self._conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: object
+    ) -> None:
+        # The loan is returned whatever happens; one whose state is unknown (an answer is still
+        # owed, or the transaction could not be ended) is never lent again.
+        self._db._release(self._conn, usable=_is_usable(self._conn, exc))
+        if exc is None:
+            self._db._relieve()
+        else:
+            self._raise(exc)
+
+    def _raise(self, exc: BaseException) -> None:
+        meant = translated(exc, self._db._complain)
+        if meant is not None:
+            raise meant from exc

@@ -1,7 +1,7 @@
-"""Lists of tickets: one page of them, as it goes out.
+"""Tickets as they go out: one of them, or a page of a list.
 
-A row of a list goes out as it comes in: it is no `Ticket`, because making fifty of those takes
-longer than finding them. It has the same fields, spelled as JSON spells them.
+A row goes out as it comes in: it is no `Ticket`, because making fifty of those takes longer than
+finding them. It has the same fields, spelled as JSON spells them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.store import matching, narrowing
+from itdesk.errors import NotFound
+from itdesk.store import matching, narrowing, tickets
 from itdesk.store.matching import TIMES, count
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
-__all__ = ["Filter", "TicketRow", "count", "list_page", "rows"]
+__all__ = ["Filter", "TicketRow", "count", "list_page", "one", "rows"]
 
 TicketRow = Mapping[str, Any]
 
@@ -37,7 +38,9 @@ _ROW = f"""
 _FROM = """
     tickets t JOIN projects p ON p.id = t.project_id CROSS JOIN LATERAL (
         SELECT ARRAY(SELECT user_id::text FROM ticket_assignees
-                     WHERE ticket_id = t.id ORDER BY position) AS ids) AS a
+                     WHERE ticket_id = t.id ORDER BY position) AS ids
+        -- Keeps it from being looked up once for each column that uses it.
+        OFFSET 0) AS a
 """
 
 
@@ -55,6 +58,19 @@ async def list_page(
     page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window)
     ids = [one.id for one in page.items]
     return Page(await rows(conn, ids), page.next_cursor)
+
+
+async def one(conn: Any, ref: str, *, scope: UUID | None) -> TicketRow:
+    """Return the ticket named by id, key or number as a list shows it; else NotFound."""
+    column, value = tickets.reference(ref)
+    query = f"""
+        SELECT {_ROW} FROM {_FROM}
+        WHERE t.{column} = $1 {"AND " + tickets.OWN.format(n="$2") if scope else ""}
+    """  # noqa: S608 - column and scope are literals of the store
+    row = await conn.fetchrow(query, value, *([scope] if scope else []))
+    if row is None:
+        raise NotFound.of("ticket")
+    return dict(row)
 
 
 async def rows(conn: Any, ids: Sequence[UUID]) -> list[TicketRow]:

@@ -15,6 +15,7 @@ class KnownComment:
     """A comment that came from the remote side, as it is kept."""
 
     id: UUID
+    author_name: str
     body: str
     internal: bool
     updated_at: datetime | None
@@ -218,12 +219,16 @@ async def people(conn: Any, wanted: Sequence[RemotePerson]) -> dict[RemotePerson
 async def comments(conn: Any, ticket_id: UUID, source: str) -> dict[str, KnownComment]:
     """Return the comments of a ticket that came from the remote side, by their ids there."""
     query = """
-        SELECT id, external_comment_id, body, internal, external_updated_at FROM ticket_comments
-        WHERE ticket_id = $1 AND external_source = $2
+        SELECT id, external_comment_id, author_name, body, internal, external_updated_at
+        FROM ticket_comments WHERE ticket_id = $1 AND external_source = $2
     """
     return {
         row["external_comment_id"]: KnownComment(
-            row["id"], row["body"], row["internal"], row["external_updated_at"]
+            row["id"],
+            row["author_name"],
+            row["body"],
+            row["internal"],
+            row["external_updated_at"],
         )
         for row in await conn.fetch(query, ticket_id, source)
     }

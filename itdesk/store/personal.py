@@ -59,6 +59,10 @@ _SECTIONS: Mapping[str, str] = {
     "identities": """
         SELECT i.id, i.provider, i.issuer, i.subject, i.email, i.created_at, i.last_used_at
         FROM user_identities i WHERE i.user_id = $1""",
+    "suggestions": """
+        SELECT s.id, s.ticket_id, s.kind, s.proposal, s.state, s.decided_at
+        FROM suggestions s
+        WHERE s.decided_by = $1 OR s.kind = 'assignee' AND s.proposal = $1::uuid::text""",
     "mails": """
         SELECT m.id, m.to_address, m.subject, m.body_text, m.kind, m.status, m.created_at, m.sent_at
         FROM emails m WHERE m.user_id = $1 OR lower(m.to_address) = ANY ($2::text[])""",
@@ -121,7 +125,8 @@ async def known(conn: Any, user_id: UUID) -> Known | None:
 
 def kinds(tables: Sequence[str]) -> list[str]:
     """Return what there may be about a person, given the tables that there are."""
-    return [name for name in _SECTIONS if name != "identities" or "user_identities" in tables]
+    later = {"identities": "user_identities", "suggestions": "suggestions"}
+    return [name for name in _SECTIONS if later.get(name, "users") in tables]
 
 
 async def page(conn: Any, person: Known, kind: str, *, after: UUID) -> list[dict[str, Any]]:
@@ -160,6 +165,19 @@ async def unname_work(conn: Any, person: Known, name: str) -> None:
             WHERE actor_id = $1 AND type = 'comment.added')
     """
     await conn.execute(query, person.id, name, timeout=_SECONDS)
+
+
+async def unname_suggestions(conn: Any, person: Known) -> None:
+    """Delete suggestions that may name a person: texts about their words, and they as helper."""
+    query = """
+        DELETE FROM suggestions s
+        WHERE s.kind = 'assignee' AND s.proposal = $1::uuid::text
+           OR s.kind IN ('reply', 'summary') AND s.ticket_id IN (
+               SELECT id FROM tickets WHERE reporter_id = $1
+               UNION ALL SELECT ticket_id FROM ticket_comments WHERE user_id = $1
+               UNION ALL SELECT ticket_id FROM events WHERE actor_id = $1 AND ticket_id IS NOT NULL)
+    """
+    await conn.execute(query, person.id, timeout=_SECONDS)
 
 
 async def unname_mail(conn: Any, person: Known) -> None:

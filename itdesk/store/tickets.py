@@ -15,7 +15,7 @@ import asyncpg
 from itdesk.errors import NotFound
 from itdesk.model import Category, Event, External, Priority, Role, Status, Ticket
 from itdesk.store import jobs as queue
-from itdesk.store.db import Contention
+from itdesk.store.failures import Contention
 from itdesk.store.jobs import NewJob
 
 _COLUMNS = """
@@ -81,7 +81,7 @@ def _external(row: Any) -> External | None:
     )
 
 
-def _reference(ref: str) -> tuple[str, Any]:
+def reference(ref: str) -> tuple[str, Any]:
     """Return the column and value that a ticket is named by: its id, key or number."""
     if _KEY.fullmatch(ref):
         return "key", ref.upper()
@@ -95,7 +95,7 @@ def _reference(ref: str) -> tuple[str, Any]:
 
 async def find(conn: Any, ref: str, *, scope: UUID | None, lock: bool = False) -> Ticket:
     """Read the ticket named by id, key or number; with `lock`, hold its row until the commit."""
-    column, value = _reference(ref)
+    column, value = reference(ref)
     query = f"""
         SELECT {_COLUMNS} FROM tickets t JOIN projects p ON p.id = t.project_id
         WHERE t.{column} = $1 {"AND " + OWN.format(n="$2") if scope else ""}
@@ -120,7 +120,7 @@ async def named(conn: Any, refs: Sequence[str], *, scope: UUID | None) -> list[U
     """Return the ids of the tickets named by id, key or number; all must be there to be seen."""
     wanted: dict[str, set[Any]] = {"id": set(), "key": set(), "number": set()}
     for ref in refs:
-        column, value = _reference(ref)
+        column, value = reference(ref)
         wanted[column].add(value)
     query = f"""
         SELECT t.id, t.key, t.number FROM tickets t

@@ -291,3 +291,16 @@ async def unassign_everywhere(conn: Any, caller: Caller, user_id: UUID) -> Seque
         )
         for row in await conn.fetch(query, user_id)
     ]
+
+
+async def least_loaded_agent(conn: Any) -> tuple[UUID, str] | None:
+    """Return the active agent with the fewest open tickets, of several the first by name."""
+    query = """
+        SELECT u.id, u.name FROM users u
+        WHERE u.is_active AND u.role = 'agent'
+        ORDER BY (SELECT count(*) FROM ticket_assignees a JOIN tickets t ON t.id = a.ticket_id
+                  WHERE a.user_id = u.id AND t.status <> 'closed'), lower(u.name), u.id
+        LIMIT 1
+    """
+    row = await conn.fetchrow(query)
+    return (row["id"], row["name"]) if row is not None else None

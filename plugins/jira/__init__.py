@@ -1,17 +1,22 @@
-"""Mirrors Jira's issues as tickets: by its webhooks, and by walking through what changed."""
+"""Mirrors Jira's issues as tickets: by its webhooks, and by walking through what changed.
+
+What changes here is sent there, job by job; and what is said there helps those who ask here.
+"""
 
 import re
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from itdesk.errors import Conflict, Invalid, NotFound, Unavailable
-from itdesk.hookspecs import Health, JobType, RetryLater, Schedule, hookimpl
-from itdesk.remote import Mirrored, Reconciled
+from itdesk.hookspecs import Health, JobType, Passage, RetryLater, Schedule, hookimpl
+from itdesk.model import Caller
+from itdesk.remote import SHARED, Mirrored, Reconciled
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 
@@ -19,6 +24,8 @@ from . import commands
 from .client import Client
 from .failures import JiraFailure
 from .inbound import Inbound
+from .knowledge import Knowledge
+from .push import Pusher, rules
 from .reconcile import Reconciler
 from .settings import PROJECT_KEY, JiraSettings
 
@@ -45,6 +52,8 @@ class Plugin:
         self._client: Client | None = None
         self._inbound: Inbound | None = None
         self._reconciler: Reconciler | None = None
+        self._pusher: Pusher | None = None
+        self._knowledge: Knowledge | None = None
         self._mismatch = ""
 
     # --- the tracker -----------------------------------------------------------------------
@@ -81,6 +90,8 @@ class Plugin:
             self._reconciled.labels(outcome).inc(getattr(done, outcome))
         self._reconciled.labels("failed").inc(len(done.errors))
         self._last_walk.set(self._clock.now().timestamp())
+        for name in SHARED:
+            self._drift.labels(name).set(self._reconciler.drift.get(name, 0))
         return done
 
     # --- hooks -----------------------------------------------------------------------------
@@ -103,6 +114,19 @@ class Plugin:
             "itdesk_jira_last_reconcile_timestamp_seconds",
             "When a comparison last ended well.",
         )
+        self._drift = metrics.gauge(
+            "itdesk_jira_drift",
+            "Tickets in which this field was not what Jira said, at the last comparison.",
+            ["field"],
+        )
+        self._pushes = metrics.counter(
+            "itdesk_jira_pushes_total",
+            "Changes sent to Jira, by what became of them: sent, unchanged, conflict, refused.",
+            ["outcome"],
+        )
+        self._refused = metrics.gauge(
+            "itdesk_jira_account_refused", "1 while Jira does not accept the account."
+        )
         self._up = metrics.gauge(
             "itdesk_jira_up", "1 while Jira answers and accepts the account, as far as was asked."
         )
@@ -115,7 +139,12 @@ class Plugin:
         self._client = Client(self._settings, desk.clock, self._observe)
         self._inbound = Inbound(self._client, desk.mirror)
         self._reconciler = Reconciler(self._client, desk.mirror, desk.clock)
-        async with self._client.session(), TaskGroup() as group:
+        self._pusher = Pusher(self._client, desk, self._pushes)
+        self._knowledge = Knowledge(self._client, desk.mirror.outbound, desk.clock)
+        desk.mirror.follow(self.name, rules(self._settings))
+        is_open = partial(getattr, self._client.breaker, "is_open")
+        desk.metrics.breaker_open.labels(self.name).set_function(is_open)
+        async with self._client.session(), self._knowledge.opened(), TaskGroup() as group:
             watch = group.create_task(self._watch(self._client)) if self.connected else None
             yield
             if watch is not None:
@@ -129,7 +158,7 @@ class Plugin:
     @hookimpl
     def itdesk_jobs(self, desk: "Desk") -> Sequence[JobType]:
         """Return what is to be done after changes here."""
-        return []
+        return [self._pusher.job_type()] if self._pusher is not None else []
 
     @hookimpl
     def itdesk_schedule(self, desk: "Desk") -> Sequence[Schedule]:
@@ -137,9 +166,40 @@ class Plugin:
         seconds = desk.settings.scheduler.jira_reconcile_seconds if self.connected else 0
         return [
             Schedule(
-                name="jira.reconcile", seconds=seconds, run=self._scheduled, timeout_seconds=3600
+                name="jira.reconcile",
+                seconds=seconds,
+                run=self._scheduled,
+                timeout_seconds=3600,
+                # A restored desk leaves Jira alone until `itdesk resume`.
+                outbound=True,
             )
         ]
+
+    @hookimpl
+    async def itdesk_knowledge(self, caller: Caller, query: str) -> Sequence[Passage]:
+        """Return what was said in Jira that fits a query."""
+        return await self._knowledge.find(caller, query) if self._knowledge is not None else []
+
+    # --- for its commands ------------------------------------------------------------------
+
+    @property
+    def settings(self) -> JiraSettings:
+        """Return its section."""
+        return self._settings
+
+    @property
+    def client(self) -> Client:
+        """Return what talks to Jira."""
+        if self._client is None:
+            raise Unavailable("The mirror of Jira is just starting.")
+        return self._client
+
+    @property
+    def pusher(self) -> Pusher:
+        """Return what sends changes."""
+        if self._pusher is None:
+            raise Unavailable("The mirror of Jira is just starting.")
+        return self._pusher
 
     @hookimpl
     def itdesk_cli(self) -> Sequence[click.Command]:
@@ -191,7 +251,9 @@ class Plugin:
 
     def _observe(self, outcome: str, seconds: float) -> None:
         self._requests.labels(outcome).observe(seconds)
-        self._up.set(0 if self._client is not None and self._client.problem else 1)
+        client = self._client
+        self._up.set(0 if client is not None and client.problem else 1)
+        self._refused.set(1 if client is not None and client.refused else 0)
 
 
 def _outcome(became: Mirrored) -> str:

@@ -3,7 +3,7 @@
 Hides when a request may be sent at all. After 429 nothing is sent to the limited scope until
 Retry-After is over; after 401 one probe a minute is, so that no account gets locked. Only
 requests that change nothing are tried again here: whether a lost POST was carried out, only its
-sender can find out.
+sender can find out. When Jira is out, a breaker keeps everybody from asking.
 """
 
 import random
@@ -20,7 +20,9 @@ import orjson
 
 from itdesk.errors import ConfigError
 from itdesk.runtime.clock import Clock
+from itdesk.runtime.log import get_logger
 
+from .breaker import Breaker
 from .failures import JiraFailure, Missing, RateLimited, Refused, Unauthorized, Unavailable
 from .settings import JiraSettings
 
@@ -33,6 +35,9 @@ LONGEST_LIMIT: Final = 3600.0
 DEFAULT_LIMIT: Final = 30.0
 # Read by no one but an operator, and only a beginning of it.
 LONGEST_SAID: Final = 300
+MOST_VALUES: Final = 2000
+
+log = get_logger("jira")
 
 
 class Client:
@@ -46,6 +51,9 @@ class Client:
         self._dialect: Dialect | None = None if settings.dialect == "auto" else settings.dialect
         self._closed_until: dict[str, float] = {}
         self._probe_at = 0.0
+        self.breaker = Breaker(
+            clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds
+        )
         self.problem = ""
         self.refused = False
 
@@ -113,7 +121,7 @@ class Client:
             try:
                 return await self._send(method, path, params=params, json=json, scope=scope)
             except Unavailable:
-                if attempt == attempts:
+                if attempt == attempts or self.breaker.is_open:
                     raise
                 await self._clock.sleep(random.uniform(0.05, 0.2) * 2**attempt)
         raise AssertionError("unreachable")
@@ -145,15 +153,24 @@ class Client:
 
     async def issue(self, key: str, *, fields: str = "*all") -> dict[str, Any]:
         """Return one issue by its key or id."""
-        path = f"/issue/{quote(key, safe='')}"
-        return _mapping(await self.api("GET", path, params={"fields": fields}, scope=key))
+        return _mapping(await self.api("GET", _at(key), params={"fields": fields}, scope=key))
 
-    async def comments(self, key: str, *, most: int = 5000) -> list[dict[str, Any]]:
+    async def latest_comments(self, key: str, count: int) -> list[dict[str, Any]]:
+        """Return the last comments of an issue, the newest first."""
+        params = {"orderBy": "-created", "maxResults": count, "startAt": 0}
+        page = _mapping(await self.api("GET", _at(key, "comment"), params=params, scope=key))
+        return _mappings(page.get("comments"))
+
+    async def comments(
+        self, key: str, *, most: int = 5000, properties: bool = False
+    ) -> list[dict[str, Any]]:
         """Return all comments of an issue, oldest first."""
-        path = f"/issue/{quote(key, safe='')}/comment"
+        path = _at(key, "comment")
         found: list[dict[str, Any]] = []
         while len(found) < most:
-            params = {"startAt": len(found), "maxResults": 100}
+            params: dict[str, Any] = {"startAt": len(found), "maxResults": 100}
+            if properties:
+                params["expand"] = "properties"
             page = _mapping(await self.api("GET", path, params=params, scope=key))
             part = _mappings(page.get("comments"))
             found += part
@@ -161,6 +178,62 @@ class Client:
             if not part or not isinstance(total, int) or len(found) >= total:
                 return found
         raise Unavailable(f"{key} has more than {most} comments.", sent=False)
+
+    async def transitions(self, key: str) -> list[dict[str, Any]]:
+        """Return the ways that an issue can go now."""
+        said = _mapping(await self.api("GET", _at(key, "transitions"), scope=key))
+        return _mappings(said.get("transitions"))
+
+    async def people(self, text: str, *, project: str | None = None) -> list[dict[str, Any]]:
+        """Return the people that Jira finds by a text; their order says nothing.
+
+        With a project, only those who can be given its issues.
+        """
+        by = "query" if await self.dialect() == "cloud" else "username"
+        params: dict[str, Any] = {by: text, "maxResults": 50}
+        path = "/user/search"
+        if project is not None:
+            path, params["project"] = "/user/assignable/search", project
+        return _mappings(await self.api("GET", path, params=params))
+
+    # --- what Jira is told ------------------------------------------------------------------
+
+    async def edit(self, key: str, fields: Mapping[str, Any]) -> None:
+        """Set fields of an issue."""
+        await self.api("PUT", _at(key), json={"fields": fields}, scope=key)
+
+    async def transit(self, key: str, transition: str) -> None:
+        """Let an issue go one of its ways."""
+        body = {"transition": {"id": transition}}
+        await self.api("POST", _at(key, "transitions"), json=body, scope=key)
+
+    async def comment(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Comment on an issue; return the comment as it is there."""
+        return _mapping(await self.api("POST", _at(key, "comment"), json=body, scope=key))
+
+    async def note(self, key: str, name: str, value: Any) -> None:
+        """Set a property of an issue, which only programs see."""
+        await self.api("PUT", _at(key, "properties", name), json=value, scope=key)
+
+    async def create(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Open an issue; return its id and key."""
+        return _mapping(await self.api("POST", "/issue", json=body))
+
+    async def all_values(self, path: str, *names: str, api: bool = True) -> list[dict[str, Any]]:
+        """Return all entries of a list that comes in pages, under any of these names."""
+        found: list[dict[str, Any]] = []
+        ask = self.api if api else self.call
+        size = "maxResults" if api else "limit"
+        begin = "startAt" if api else "start"
+        while len(found) < MOST_VALUES:
+            page = _mapping(await ask("GET", path, params={begin: len(found), size: 100}))
+            part = _mappings(next((page[name] for name in names if name in page), []))
+            found += part
+            total, last = page.get("total"), page.get("isLastPage", page.get("isLast"))
+            more = len(found) < total if isinstance(total, int) else last is False
+            if not part or not more:
+                break
+        return found
 
     # --- sending ---------------------------------------------------------------------------
 
@@ -174,12 +247,21 @@ class Client:
             outcome = "ok"
         except JiraFailure as exc:
             outcome = type(exc).__name__.lower()
+            if isinstance(exc, Unavailable):
+                self.breaker.failed()
+            else:
+                self.breaker.worked()
             # A refusal is about one request; the others are about Jira as a whole.
-            if not isinstance(exc, Refused | Missing):
+            if not isinstance(exc, Refused | Missing) and not (
+                isinstance(exc, RateLimited) and exc.scope
+            ):
                 self.problem = exc.message
             raise
         finally:
             self._observe(outcome, self._clock.monotonic() - started)
+        self.breaker.worked()
+        if self.refused:
+            log.info("jira accepts the account again")
         self.problem, self.refused = "", False
         return answer
 
@@ -196,6 +278,7 @@ class Client:
                 raise Unauthorized(self.problem or _REFUSED_ACCOUNT)
             # This one is the probe; the others go on waiting for what it finds.
             self._probe_at = now + self._settings.probe_seconds
+        self.breaker.require_closed()
 
     async def _exchange(
         self, method: str, path: str, params: Mapping[str, Any] | None, json: Any, scope: str
@@ -240,6 +323,8 @@ class Client:
         if status == 401 or (
             status == 403 and "X-Authentication-Denied-Reason" in response.headers
         ):
+            if not self.refused:
+                log.error("jira refuses the account: everything is paused", said=said)
             self.refused = True
             self._probe_at = self._clock.monotonic() + self._settings.probe_seconds
             raise Unauthorized(_REFUSED_ACCOUNT, said=said)
@@ -252,7 +337,9 @@ class Client:
                 "Jira answers with a redirect: plugins.jira.base_url is not its own address.",
                 sent=False,
             )
-        raise Refused(f"Jira refuses this with {status}.", http=status, said=said)
+        raise Refused(
+            f"Jira refuses this with {status}.", http=status, said=said, fields=_blamed(raw)
+        )
 
     def _limited(self, response: aiohttp.ClientResponse, scope: str) -> RateLimited:
         """Close what Jira wants closed, for as long as it says."""
@@ -268,6 +355,11 @@ class Client:
 _REFUSED_ACCOUNT = (
     "Jira does not accept the account: check JIRA_EMAIL and JIRA_API_TOKEN (tokens expire)."
 )
+
+
+def _at(key: str, *rest: str) -> str:
+    """Return the path of something of an issue; a key never leads elsewhere."""
+    return "/".join(["/issue", *(quote(part, safe="") for part in (key, *rest))])
 
 
 def _authorization(settings: JiraSettings) -> str:
@@ -294,6 +386,16 @@ def _decoded(raw: bytes) -> Any:
         return orjson.loads(raw)
     except ValueError as exc:
         raise Unavailable("Something else than Jira answers at plugins.jira.base_url.") from exc
+
+
+def _blamed(raw: bytes) -> frozenset[str]:
+    """Return the fields that a refusal complains about."""
+    try:
+        said = orjson.loads(raw)
+    except ValueError:
+        return frozenset()
+    errors = said.get("errors") if isinstance(said, dict) else None
+    return frozenset(errors) if isinstance(errors, dict) else frozenset()
 
 
 def _wait_of(headers: Mapping[str, str], now: datetime) -> float:

@@ -49,8 +49,14 @@ class Missing(JiraFailure):
 
 
 class Refused(JiraFailure):
-    """Jira understood and will not do it: asking again does not help."""
+    """Jira understood and will not do it: asking again does not help.
 
-    def __init__(self, message: str, *, http: int, said: str = "") -> None:
+    `fields` are those that it complains about.
+    """
+
+    def __init__(
+        self, message: str, *, http: int, said: str = "", fields: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(message, said=said)
         self.http = http
+        self.fields = fields

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from itdesk.model import Category, Priority, Status
 from itdesk.remote import RemoteComment, RemoteIssue, RemotePerson
@@ -26,6 +27,7 @@ FIELDS: Final = (
 )
 
 _KEY = re.compile(rf"{PROJECT_KEY}-[1-9][0-9]{{0,17}}", re.ASCII)
+_ORIGIN = re.compile(r"itdesk_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.ASCII)
 _COMMENT_OF = re.compile(r"/issue/([0-9]{1,18})/comment/")
 
 _STATUSES: Mapping[str, Status] = {
@@ -88,7 +90,16 @@ def issue_of(issue: Mapping[str, Any], *, all_comments: bool = False) -> RemoteI
         updated_at=time_of(fields.get("updated")),
         comments=comments,
         all_comments=all_comments or whole,
+        origin=origin_of(fields.get("labels")),
     )
+
+
+def origin_of(labels: Any) -> UUID | None:
+    """Return the ticket here that an issue was made from, as its label says."""
+    for label in labels if isinstance(labels, list) else ():
+        if isinstance(label, str) and (match := _ORIGIN.fullmatch(label)):
+            return UUID(match[1])
+    return None
 
 
 def fields_of(fields: Mapping[str, Any]) -> dict[str, Any]:

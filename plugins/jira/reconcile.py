@@ -4,6 +4,7 @@ The mark of how far the mirror has come never passes an issue that failed. It is
 little at each walk, because Jira finds by the minute and its index is behind its issues.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,7 @@ class Reconciler:
         self._mirror = mirror
         self._clock = clock
         self._zone: ZoneInfo | None = None
+        self.drift: Counter[str] = Counter()
 
     async def reconcile(self, *, since: datetime | None, project_key: str | None) -> Reconciled:
         """Walk through all that changed since a time, else since the mark, else since yesterday."""
@@ -87,6 +89,7 @@ class Reconciler:
                 raise Invalid.field("since", "is in the future")
             start = since or known or now - FIRST_LOOK
             tally = _Tally()
+            self.drift = Counter()
             problem: str | None = "stopped before its end"
             try:
                 await self._walk(walk, project, start, tally)
@@ -138,7 +141,9 @@ class Reconciler:
             return
         try:
             issue = await self._whole(mapping.issue_of(raw))
-            tally.add(await self._mirror.tell(issue), issue.updated_at)
+            became = await self._mirror.tell(issue)
+            self.drift.update(became.drift)
+            tally.add(became, issue.updated_at)
         except Unauthorized:
             tally.fetched -= 1
             raise

@@ -22,6 +22,43 @@ class KnowledgeSettings(BaseModel):
     cache_seconds: int = Field(300, ge=1, description="how long they are remembered")
 
 
+Word = Literal["jira", "itdesk", "last_writer"]
+
+
+class PushSettings(BaseModel):
+    """The section [plugins.jira.push]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(True, description="whether changes of mirrored tickets go to Jira")
+    internal_comments: bool = Field(
+        False, description="whether internal comments go there too, as internal ones of JSM"
+    )
+    attempts: int = Field(8, ge=1, le=50, description="how often Jira may fail at one change")
+    settle_seconds: float = Field(
+        60.0, ge=0, description="how long Jira's search may not find what was just opened"
+    )
+
+
+class PolicySettings(BaseModel):
+    """The section [plugins.jira.policy], or one of [plugins.jira.policies]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: Word | None = Field(None, description="whose word counts where no other line says so")
+    title: Word | None = None
+    description: Word | None = None
+    status: Word | None = None
+    priority: Word | None = None
+    tags: Word | None = None
+    assignee: Word | None = None
+
+    def of(self, name: str) -> Word | None:
+        """Return whose word counts about a field, if this section says so."""
+        own: Word | None = getattr(self, name, None)
+        return own or self.default
+
+
 class JiraSettings(BaseModel):
     """The section [plugins.jira]; without `base_url` it only listens to webhooks."""
 
@@ -41,6 +78,15 @@ class JiraSettings(BaseModel):
     connect_seconds: float = Field(5.0, gt=0, description="how long connecting may take")
     request_seconds: float = Field(15.0, gt=0, description="how long one request may take")
     probe_seconds: float = Field(60.0, gt=0, description="pause after Jira refused the account")
+    breaker_failures: int = Field(
+        5, ge=1, le=5, description="after so many failures in a row Jira is left alone"
+    )
+    breaker_seconds: float = Field(15.0, gt=0, description="for how long, until one may try")
+    push: PushSettings = Field(default_factory=PushSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    policies: dict[str, PolicySettings] = Field(
+        default_factory=dict, description="what is different in a project, by its key"
+    )
     kb: KnowledgeSettings = Field(default_factory=KnowledgeSettings)
 
     @field_validator("base_url")
@@ -61,6 +107,19 @@ class JiraSettings(BaseModel):
         if value and not re.fullmatch(PROJECT_KEY, value):
             raise ValueError("must be the key of a project, such as ITSM")
         return value
+
+    @field_validator("policies")
+    @classmethod
+    def _are_keys(cls, value: dict[str, PolicySettings]) -> dict[str, PolicySettings]:
+        for key in value:
+            if not re.fullmatch(PROJECT_KEY, key):
+                raise ValueError(f"{key} is no key of a project, such as ITSM")
+        return value
+
+    def word(self, project: str, name: str) -> Word:
+        """Return whose word counts about a field of a project's issues."""
+        own = self.policies.get(project)
+        return (own.of(name) if own else None) or self.policy.of(name) or "jira"
 
     @property
     def connected(self) -> bool:

@@ -27,7 +27,7 @@ from itdesk.errors import (
     UpstreamFailed,
 )
 from itdesk.model import Role
-from itdesk.store.db import Contention
+from itdesk.store.failures import Contention
 from tests.support.small_desk import Answer, Server, SmallDesk, serving
 
 LISTED = "https://ui.example.org"

@@ -14,7 +14,7 @@ from aiohttp import ClientConnectionError, ClientSession, TCPConnector, web
 
 from itdesk.actors import connection
 from itdesk.actors.http import HttpServer
-from itdesk.api.dispatch import build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Call, Reply, Route, Who
 from itdesk.errors import ConfigError
 from tests.support.small_desk import Server, SmallDesk, serving
@@ -86,8 +86,8 @@ async def until(server: Server, condition: Any) -> None:
 
 
 def another(desk: SmallDesk, **options: Any) -> HttpServer:
-    app = build_app(cast(Any, desk), Gate().routes())
-    return HttpServer(app, desk.settings.server, desk.clock, **options)
+    dispatcher = Dispatcher(cast(Any, desk), Gate().routes())
+    return HttpServer(dispatcher, desk.settings.server, desk.clock, **options)
 
 
 # --- where it listens ------------------------------------------------------------------------

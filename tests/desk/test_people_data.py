@@ -33,6 +33,7 @@ async def ada(bench: Bench) -> Caller:
     await desk.accounts.update(SYSTEM, user.id, {"email": EMAIL, "name": NAME})
     me = Caller(user.id, NAME, user.role, email=EMAIL)
     await desk.tickets.comment(me, ticket.key, "I looked at it.", internal=False)
+    await desk.writing.summarise(me, ticket.key)
     await bench.upload(me, ticket, b"punched cards", "cards.txt")
     await bench.scan()
     async with desk.db.transaction() as tx:

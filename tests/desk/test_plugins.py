@@ -441,6 +441,26 @@ async def test_what_sends_mail_is_given_by_plugin(rig: Rig) -> None:
     assert [*await rig.load(none={}, post={}).mailers(rig.desk)] == ["post"]
 
 
+MODEL = """
+embedding = None
+async def generate(self, prompt, *, schema): ...
+def stream(self, prompt, *, schema): ...
+async def embed(self, texts): ...
+async def check(self): ...
+@hookimpl
+def itdesk_model(self, desk): return self
+"""
+
+
+async def test_a_language_model_is_given_by_plugin(rig: Rig) -> None:
+    rig.drop("parrot", MODEL)
+    rig.drop("none", "@hookimpl\ndef itdesk_model(self): return None")
+    rig.drop("half", "@hookimpl\ndef itdesk_model(self): return object()")
+    plugins = rig.load(none={}, parrot={}, half={})
+    assert [*await plugins.models(rig.desk)] == ["parrot"]
+    assert "lacks check, embed, embedding, generate" in plugins.status()["half"].reason
+
+
 TRACKER = """
 connected, secret = True, b""
 async def receive(self, body, headers, *, digest, request_id): ...
@@ -474,6 +494,33 @@ async def test_who_else_knows_people_is_given_by_plugin(rig: Rig) -> None:
     rig.drop("none", "@hookimpl\ndef itdesk_identity(self): return None")
     found = await rig.load(none={}, elsewhere={}).identity_providers(rig.desk)
     assert [*found] == ["elsewhere"]
+
+
+KNOWS = """
+@hookimpl
+async def itdesk_knowledge(self, desk, caller, query):
+    from itdesk.hookspecs import Passage
+    told = {{"source": "{name}", "title": caller.name, "text": query}}
+    return [Passage(score=score, **told) for score in {scores}]
+"""
+
+
+async def test_what_plugins_know_is_told_best_first_and_without_the_failing(rig: Rig) -> None:
+    rig.drop("wiki", KNOWS.format(name="wiki", scores=[0.9, 0.3]))
+    rig.drop("issues", KNOWS.format(name="issues", scores=[0.5]))
+    rig.drop("silent", "@hookimpl\ndef itdesk_knowledge(self, query): return None")
+    rig.drop("rude", "@hookimpl\ndef itdesk_knowledge(self): raise ValueError")
+    rig.drop("wrong", "@hookimpl\ndef itdesk_knowledge(self): return ['vpn']")
+    plugins = rig.load(wiki={}, issues={}, silent={}, rude={}, wrong={})
+    found = await plugins.knowledge(rig.desk, SYSTEM, "vpn")
+    assert [(one.source, one.score) for one in found] == [
+        ("wiki", 0.9),
+        ("issues", 0.5),
+        ("wiki", 0.3),
+    ]
+    assert {(one.title, one.text, one.url) for one in found} == {("itdesk", "vpn", None)}
+    assert "Passages" in plugins.status()["wrong"].reason
+    assert plugins.status()["rude"].reason
 
 
 async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
@@ -541,6 +588,7 @@ async def test_plugins_make_metrics_and_commands(rig: Rig) -> None:
 WRONG = {
     "itdesk_storage": ("return 'disk'", "storages", True),
     "itdesk_scan_engine": ("return object()", "scan_engines", True),
+    "itdesk_model": ("return object()", "models", True),
     "itdesk_mailer": ("return object()", "mailers", True),
     "itdesk_identity": ("return object()", "identity_providers", True),
     "itdesk_routes": ("return [1]", "routes", False),
@@ -556,14 +604,15 @@ async def test_a_plugin_that_fails_at_the_start_is_out(rig: Rig, hook: str) -> N
     statement, method, takes = WRONG[hook]
     rig.drop("bad", f"@hookimpl\ndef {hook}(self): {statement}\n{TELLS}")
     plugins = rig.load(bad={})
-    assert not await getattr(plugins, method)(*[rig.desk] if takes else [])
+    given = [rig.metrics if method == "metrics" else rig.desk] if takes else []
+    assert not await getattr(plugins, method)(*given)
     assert plugins.status()["bad"].state == "broken"
     assert hook in plugins.status()["bad"].reason
     await plugins.event(rig.desk, EVENT)
     assert rig.desk.told == []
     required = rig.load(bad={"required": True})
     with pytest.raises(Unavailable, match=f"bad is required: {hook}"):
-        await getattr(required, method)(*[rig.desk] if takes else [])
+        await getattr(required, method)(*given)
 
 
 async def test_health_tells_the_broken_the_failing_and_the_unwell(rig: Rig) -> None:
@@ -988,7 +1037,7 @@ def test_each_hook_is_described_called_and_tested(hook: str) -> None:
         for call in ast.walk(core)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
-        and call.func.attr in ("_call", "_start", "_implementations")
+        and call.func.attr in ("_call", "_start", "implementations")
         and isinstance(call.args[0], ast.Constant)
     }
     assert hook in called
@@ -997,3 +1046,31 @@ def test_each_hook_is_described_called_and_tested(hook: str) -> None:
 
 def test_pluggy_never_calls_a_hook_itself() -> None:
     assert "hook.itdesk_" not in inspect.getsource(plugins_module)
+
+
+# --- one that comes later ------------------------------------------------------------------------
+
+
+async def test_a_plugin_that_comes_later_stands_where_the_configuration_names_it(rig: Rig) -> None:
+    """And until it is let in, nobody but the start calls it."""
+    for name in "abc":
+        rig.drop(name, TELLS + STAYS)
+    plugins = rig.load(c={}, a={}, b={})
+    async with plugins.lifespan(rig.desk):
+        await plugins.stop("a", why="off")
+        assert plugins.status()["a"].state == "off"
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        assert await plugins.start(rig.desk, "a") is not None
+        assert rig.desk.told[2:] == ["a in"]
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "b"]
+        plugins.admit("a")
+        rig.desk.told.clear()
+        await plugins.event(rig.desk, EVENT)
+        assert [name for name, _ in rig.desk.told] == ["c", "a", "b"]
+        rig.desk.told.clear()
+    # Left in the reverse order of entering: who came last may stand on who was there.
+    assert rig.desk.told == ["a out", "b out", "c out"]

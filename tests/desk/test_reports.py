@@ -302,7 +302,7 @@ async def test_an_open_transaction_counts_when_it_commits_and_not_when_it_rolls_
     async def total() -> int:
         return (await bench.desk.reports.dashboard(manager)).total_tickets
 
-    async with bench.desk.db._lent() as conn:
+    async with bench.desk.db.connection() as conn:
         for end, after in (("ROLLBACK", 1), ("COMMIT", 0)):
             await conn.execute("BEGIN")
             await conn.execute("DELETE FROM tickets")
@@ -406,7 +406,7 @@ async def test_a_report_that_takes_too_long_says_so(bench: Bench) -> None:
     """Nothing may wait for a report, and a report for nothing longer than it may."""
     manager = await bench.person(Role.MANAGER)
     bench.desk.reports._reads._report_ms = 100
-    async with bench.desk.db._lent() as conn:
+    async with bench.desk.db.connection() as conn:
         await conn.execute("BEGIN")
         await conn.execute("LOCK TABLE ticket_counts IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(Unavailable) as refused:

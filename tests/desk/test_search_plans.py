@@ -148,7 +148,7 @@ async def test_a_search_that_takes_too_long_is_refused_and_the_desk_goes_on(
     async with bench_on(database_url, ITDESK_TICKETS__SEARCH_MILLISECONDS="100") as bench:
         agent = await bench.person(Role.AGENT)
         await bench.ticket(agent)
-        async with bench.desk.db._lent() as conn:
+        async with bench.desk.db.connection() as conn:
             await conn.execute("BEGIN")
             await conn.execute("LOCK TABLE tickets IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(Unavailable) as refused:

@@ -30,6 +30,8 @@ class Refusal:
 TICKET = r"(PUT|PATCH) /api/v1/tickets/\{ticket\}"
 ACCOUNT = r"POST /api/v1/(auth/(register|email-login)|users)|(PUT|PATCH) /api/v1/users/\{id\}"
 UPLOAD = r"POST /api/v1/(tickets/\{ticket\}/attachments(/presign)?|attachments/presigned-url)"
+DECIDE = r"POST /api/v1/tickets/\{ticket\}/suggestions/\{id\}/(accept|reject|revert)"
+ACCEPT = r"POST /api/v1/tickets/\{ticket\}/suggestions/\{id\}/accept"
 
 REFUSALS = (
     Refusal(
@@ -76,7 +78,17 @@ REFUSALS = (
         "an address may look like one and have no host, or one that may not be called",
         frozenset({"url"}),
     ),
-    Refusal("E_TICKET_VERSION_MISMATCH", TICKET, "If-Match is what 412 is for"),
+    Refusal("E_TICKET_VERSION_MISMATCH", rf"{TICKET}|{ACCEPT}", "If-Match is what 412 is for"),
+    Refusal("E_SUGGESTION_STATE", DECIDE, "a suggestion is decided once"),
+    Refusal("E_SUGGESTION_STALE", DECIDE, "what it speaks of may be gone or changed"),
+    Refusal("E_SUGGESTION_NO_TEXT", ACCEPT, "only some kinds can be said in other words"),
+    Refusal(
+        "E_VALIDATION_ERROR",
+        ACCEPT,
+        "see before_load_schema",
+        frozenset({"text"}),
+        "must be text that is not blank",
+    ),
     Refusal(
         "E_IDEMPOTENCY_KEY_REUSED",
         r"POST /api/v1/.*",

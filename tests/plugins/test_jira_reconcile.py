@@ -1,75 +1,21 @@
 """The walk through what changed in Jira: both dialects, its mark, its failures, and its clock."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from itdesk.errors import Conflict, Invalid
 from itdesk.model import SYSTEM
-from itdesk.remote import Reconciled
 from itdesk.store.paging import Window
 from itdesk_plugins.jira import mapping
 from itdesk_plugins.jira.failures import JiraFailure
 from itdesk_plugins.jira.reconcile import local_minute
-from tests.support.desk import Bench, bench_on
-from tests.support.jira import Dialect, FakeJira, fake_jira
+from tests.support.jira import Dialect
+from tests.support.jira_scene import scene_on
 
 DIALECTS: tuple[Dialect, ...] = ("cloud", "datacenter")
-
-
-class Scene:
-    """A desk beside a Jira."""
-
-    def __init__(self, bench: Bench, jira: FakeJira) -> None:
-        self.bench, self.jira = bench, jira
-
-    async def walk(self, since: datetime | None = None, project: str | None = None) -> Reconciled:
-        """Reconcile; the numbers always add up (S4-56)."""
-        done = await self.bench.desk.trackers["jira"].reconcile(since=since, project_key=project)
-        assert done.created + done.updated + done.unchanged + len(done.errors) == done.fetched
-        return done
-
-    async def ticket(self, key: str) -> Any:
-        """Return a mirrored ticket."""
-        return await self.bench.desk.tickets.get(SYSTEM, key)
-
-    async def said(self, key: str) -> list[str]:
-        """Return a ticket's comments."""
-        page = await self.bench.desk.tickets.comments(SYSTEM, key, Window(limit=200))
-        return [comment.body for comment in page.items]
-
-    async def mark(self, project: str = "ITSM") -> datetime:
-        """Return how far the mirror has come."""
-        states = await self.bench.desk.mirror.states()
-        (at,) = [one.last_synced_at for one in states if one.project_key == project]
-        assert at is not None
-        return at
-
-    def searches(self) -> list[str]:
-        """Return the JQL of all searches so far."""
-        return [one.query["jql"] for one in self.jira.calls("GET", "/search")]
-
-
-@asynccontextmanager
-async def scene_on(
-    database_url: str, dialect: Dialect = "cloud", **env: str
-) -> AsyncIterator[Scene]:
-    """Lend a desk that is connected to a Jira."""
-    async with (
-        fake_jira(dialect) as jira,
-        bench_on(
-            database_url,
-            JIRA_BASE_URL=jira.url,
-            JIRA_EMAIL=jira.email,
-            JIRA_API_TOKEN=jira.token,
-            **{"JIRA_PROJECT_KEY": "ITSM", **env},
-        ) as bench,
-    ):
-        yield Scene(bench, jira)
 
 
 @pytest.fixture(params=DIALECTS)
@@ -95,7 +41,7 @@ async def test_everything_is_mirrored_page_by_page_and_the_second_walk_changes_n
         assert all('project = "ITSM" AND updated >= "' in jql for jql in scene.searches())
         ticket = await scene.ticket("ITSM-3")
         assert (ticket.title, ticket.priority, ticket.tags) == ("Problem 2", "high", ["vpn"])
-        assert ticket.external.id == "ITSM-3" and ticket.project == "ITSM"
+        assert ticket.external and ticket.external.id == "ITSM-3" and ticket.project == "ITSM"
         assert await scene.said("ITSM-3") == ["about 2"]
         assert await scene.mark() == jira.issues["ITSM-5"].updated
         before = len(scene.searches())
@@ -337,6 +283,7 @@ async def test_a_pushed_ticket_keeps_its_own_key_title_and_reporter(database_url
         after = await scene.ticket(ours.key)
         assert (after.id, after.title, after.priority) == (ours.id, ours.title, "high")
         assert (after.reporter_id, after.reporter_name) == (person.user_id, person.name)
+        assert after.external is not None
         assert (after.project, after.external.id) == (ours.project, issue.key)
 
 

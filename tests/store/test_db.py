@@ -11,7 +11,8 @@ import pytest
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.errors import Unavailable
 from itdesk.model import SYSTEM, Event
-from itdesk.store.db import Contention, Database, Limits
+from itdesk.store.db import Database, Limits
+from itdesk.store.failures import Contention
 from tests.support.load import eventually
 from tests.support.small_desk import SmallDesk, serving
 

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import hmac
 import re
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -549,7 +550,10 @@ def _refusal(status: int, message: str) -> web.Response:
 
 @asynccontextmanager
 async def fake_jira(
-    dialect: Dialect = "cloud", *, time_zone: str = "America/New_York"
+    dialect: Dialect = "cloud",
+    *,
+    time_zone: str = "America/New_York",
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[FakeJira]:
     """Lend a Jira that listens on a free port."""
     jira = FakeJira(dialect, time_zone=time_zone)
@@ -557,10 +561,11 @@ async def fake_jira(
     app.router.add_route("*", "/{tail:.*}", jira.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context)
     await site.start()
+    scheme = "http" if ssl_context is None else "https"
     try:
-        jira.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        jira.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
         yield jira
     finally:
         await runner.cleanup()

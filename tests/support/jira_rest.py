@@ -174,7 +174,7 @@ def _shown(
 
 
 _CLAUSE = re.compile(
-    r"""\s*(?P<field>issue\.property\[[^\]]+\][\w.]*|\w+)\s*(?P<op>>=|<=|!=|=|<|>|not\s+in|in)\s*
+    r"""\s*(?P<field>issue\.property\[[^\]]+\][\w.]*|\w+)\s*(?P<op>>=|<=|!=|~|=|<|>|not\s+in|in)\s*
         (?P<value>"[^"]*"|'[^']*'|\([^)]*\)|[^\s()]+)\s*""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -234,8 +234,10 @@ def _holds(jira: FakeJira, issue: Issue, field: str, op: str, value: str) -> boo
         have = issue.labels
     elif field == "status":
         have = [issue.status]
-    elif field == "text":
-        return any(v in issue.summary for v in values)
+    elif field in ("text", "summary"):
+        # Words in any order, as Jira's index finds them.
+        words = set(re.findall(r"\w+", issue.summary.lower()))
+        return set(re.findall(r"\w+", value.lower())) <= words
     elif match := re.fullmatch(r"issue\.property\[([^\]]+)\]\.?([\w.]*)", field):
         kept: Any = issue.properties.get(match[1])
         for part in filter(None, match[2].split(".")):

@@ -12,7 +12,7 @@ import orjson
 from aiohttp import ClientSession
 
 from itdesk.actors.http import HttpServer
-from itdesk.api.dispatch import build_app
+from itdesk.api.dispatch import Dispatcher
 from itdesk.api.route import Route
 from itdesk.config import Settings
 from itdesk.desk.limits import RateLimits
@@ -21,6 +21,7 @@ from itdesk.model import Caller, Role
 from itdesk.runtime import log
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
+from itdesk.runtime.tracing import Tracing
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
@@ -66,6 +67,7 @@ class SmallDesk:
         self.settings = Settings.model_validate({"server": server, **sections})
         self.clock = Clock()
         self.metrics = Metrics()
+        self.tracing = Tracing()
         self.accounts = self.sessions = SmallAccounts()
         self.runtime = SmallRuntime()
         self.db = db
@@ -131,10 +133,10 @@ class Answer:
 @asynccontextmanager
 async def serving(desk: SmallDesk, routes: Iterable[Route]) -> AsyncIterator[Server]:
     """Serve these routes on a free port."""
-    app = build_app(cast("Desk", desk), routes)
+    dispatcher = Dispatcher(cast("Desk", desk), routes)
     log_fd = os.memfd_create("log")
     restore = log.configure(fd=log_fd)
-    http = HttpServer(app, desk.settings.server, desk.clock)
+    http = HttpServer(dispatcher, desk.settings.server, desk.clock)
     await http.start()
     async with ClientSession(http.url, auto_decompress=False) as client:
         try:

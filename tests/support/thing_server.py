@@ -12,7 +12,8 @@ from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.errors import BadRequest
 from itdesk.model import Role
 from itdesk.runtime import failpoints
-from itdesk.store.db import Contention, Database, Limits
+from itdesk.store.db import Database, Limits
+from itdesk.store.failures import Contention
 from tests.support.small_desk import SmallDesk, serving
 
 ALICE, BOB = UUID(int=1), UUID(int=2)

@@ -1,0 +1,3 @@
+DROP TABLE IF EXISTS ticket_embeddings;
+
+DROP TABLE IF EXISTS suggestions;

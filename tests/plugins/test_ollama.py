@@ -1,0 +1,133 @@
+"""The Ollama plugin on a real socket: vectors, its settings, and what it says is wrong."""
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+from pydantic import ValidationError
+
+from itdesk.config import Settings
+from itdesk.desk.assist import Answer, Assist, Purpose
+from itdesk.desk.doctor import examine
+from itdesk.errors import Unavailable
+from itdesk.model import SYSTEM
+from itdesk.runtime.clock import Clock
+from itdesk.runtime.metrics import Metrics
+from itdesk_plugins.ollama import OllamaSettings, Plugin
+from tests.support.desk import bench_on
+from tests.support.ollama import FakeOllama, fake_ollama
+
+
+class Desk:
+    """What the plugin needs of one."""
+
+    clock = Clock()
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[FakeOllama]:
+    async with fake_ollama() as ollama:
+        yield ollama
+
+
+@pytest.fixture
+async def plugin(ollama: FakeOllama) -> AsyncIterator[Plugin]:
+    plugin = Plugin(OllamaSettings(base_url=ollama.url, embedding_model="nomic-embed-text"))
+    plugin.itdesk_metrics(Metrics())
+    async with plugin.itdesk_lifespan(cast("Any", Desk())):
+        yield plugin
+
+
+@pytest.fixture
+def assist(plugin: Plugin) -> Assist:
+    assist = Assist(Settings(), Clock(), Metrics())
+    assist.model = plugin
+    return assist
+
+
+async def test_texts_become_vectors_that_can_be_compared(
+    assist: Assist, ollama: FakeOllama
+) -> None:
+    assert assist.embedding == "nomic-embed-text"
+    found = await assist.embed(SYSTEM, ["printer jams", "printer jams", "no wifi"])
+    assert found is not None and found[0] == found[1] != found[2]
+    [asked] = ollama.calls("/api/embed")
+    assert asked.body == {
+        "model": "nomic-embed-text", "truncate": True,
+        "input": ["printer jams", "printer jams", "no wifi"],
+    }  # fmt: skip
+    assert await assist.embed(SYSTEM, []) is None
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        [], [[1.0]], [[1.0], []], [[], []], [[1.0], [1.0, 2.0]], [[1.0], ["1"]], [[1.0], [None]],
+        [[1.0], [True]], [[1.0], [1e309]], [1.0, 2.0], "ab", None, [[1.0] * 8193] * 2,
+    ],
+    ids=lambda vectors: str(vectors)[:20],
+)  # fmt: skip
+async def test_vectors_that_are_none_are_not_used(
+    assist: Assist, ollama: FakeOllama, vectors: Any
+) -> None:
+    """P-09: count, length, numbers, finite."""
+    ollama.embeds = lambda texts: vectors
+    assert await assist.embed(SYSTEM, ["a", "b"]) is None
+
+
+async def test_it_says_what_is_there_and_what_is_not(plugin: Plugin, ollama: FakeOllama) -> None:
+    assert await plugin.check() == "Ollama has llama3.2 and nomic-embed-text"
+    ollama.models = ("llama3.2:latest",)
+    with pytest.raises(Unavailable, match="ollama pull nomic-embed-text"):
+        await plugin.check()
+    ollama.mode = "html"
+    with pytest.raises(Unavailable, match="Something else than Ollama"):
+        await plugin.check()
+
+
+class Said(Answer):
+    """The shortest answer."""
+
+    word: str
+
+
+async def test_where_nothing_listens_there_is_no_answer() -> None:
+    """S4-61: a refused connection; the rules take over, health says why."""
+    plugin = Plugin(OllamaSettings(base_url="http://127.0.0.1:9"))
+    plugin.itdesk_metrics(Metrics())
+    assist = Assist(Settings(), Clock(), Metrics())
+    async with plugin.itdesk_lifespan(cast("Any", Desk())):
+        assist.model = plugin.itdesk_model(cast("Any", Desk()))
+        assert await assist.complete(SYSTEM, Purpose("test", "Say a word.", Said), []) is None
+        health = plugin.itdesk_health()
+        assert health is not None and not health.ok
+        assert health.reason == "Ollama at 127.0.0.1 cannot be reached."
+
+
+async def test_the_desk_tries_the_model_for_the_doctor(database_url: str) -> None:
+    """O-05: what is wrong is said with what to do; the desk works all the same."""
+    async with bench_on(database_url, OLLAMA_BASE_URL="http://127.0.0.1:9") as bench:
+        found = {one.part: one async for one in examine(bench.desk)}
+    model = found["language model"]
+    assert not model.ok and "cannot be reached" in model.said and "rules" in model.remedy
+
+
+async def test_without_an_address_there_is_no_model() -> None:
+    """S4-15: unset: no network call."""
+    plugin = Plugin(OllamaSettings())
+    plugin.itdesk_metrics(Metrics())
+    async with plugin.itdesk_lifespan(cast("Any", Desk())):
+        assert plugin.itdesk_model(cast("Any", Desk())) is None
+        assert plugin.itdesk_health() is None
+
+
+@pytest.mark.parametrize(
+    "address", ["ollama:11434", "ftp://o", "http://", "http://me:secret@o", "http://o/?a=b"]
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError):
+        OllamaSettings(base_url=address)
+
+
+def test_a_slash_too_many_does_no_harm() -> None:
+    assert OllamaSettings(base_url="http://o:11434/").base_url == "http://o:11434"
