@@ -158,10 +158,10 @@ class Outbound:
 
     # --- people ----------------------------------------------------------------------------
 
-    async def agents(self) -> list[Agent]:
+    async def agents(self, only: UUID | None = None) -> list[Agent]:
         """Return who may be given tickets, with their accounts and how much they have to do."""
         async with self._db.connection() as conn:
-            return await pushes.agents(conn)
+            return await pushes.agents(conn, only)
 
     async def accounts(self, user_ids: Sequence[UUID]) -> dict[UUID, str]:
         """Return the accounts over there of these people, as far as they are known."""

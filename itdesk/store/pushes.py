@@ -228,16 +228,17 @@ async def local_tickets(conn: Any) -> list[Candidate]:
 # --- people --------------------------------------------------------------------------------
 
 
-async def agents(conn: Any) -> list[Agent]:
-    """Return who may be given tickets, with their accounts over there and their open tickets."""
+async def agents(conn: Any, only: UUID | None) -> list[Agent]:
+    """Return who may be given tickets, or `only` one of them: their accounts and open tickets."""
     query = """
         SELECT u.id, u.name, u.email, a.account_id,
                (SELECT count(*) FROM ticket_assignees x JOIN tickets t ON t.id = x.ticket_id
                 WHERE x.user_id = u.id AND t.status <> 'closed') AS load
         FROM users u LEFT JOIN jira_accounts a ON a.user_id = u.id
-        WHERE u.is_active AND u.role <> $1 ORDER BY u.name, u.id
+        WHERE u.is_active AND u.role <> $1 AND ($2::uuid IS NULL OR u.id = $2)
+        ORDER BY u.name, u.id
     """
-    return [Agent(*row.values()) for row in await conn.fetch(query, Role.USER)]
+    return [Agent(*row.values()) for row in await conn.fetch(query, Role.USER, only)]
 
 
 async def accounts(conn: Any, user_ids: Sequence[UUID]) -> dict[UUID, str]:

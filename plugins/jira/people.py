@@ -1,8 +1,11 @@
 """Who of the desk is who in Jira: by mail, else by the exact name, and never by the first hit."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from itdesk.remote import RemotePerson
 
 from .client import Client
 from .failures import Missing, Refused
@@ -13,6 +16,14 @@ if TYPE_CHECKING:
     from itdesk.store.pushes import Agent
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account: how Jira wants it to be named, and as whom it speaks of it."""
+
+    named: dict[str, Any]
+    person: RemotePerson
+
+
 class People:
     """Finds people's accounts, and remembers them."""
 
@@ -20,15 +31,18 @@ class People:
         self._client = client
         self._outbound = outbound
 
-    async def of(self, user_id: UUID) -> dict[str, Any] | None:
-        """Return how Jira names somebody as an assignee, or None when it does not know them."""
-        agents = {one.id: one for one in await self._outbound.agents()}
-        agent = agents.get(user_id)
-        if agent is None:
+    async def of(self, user_id: UUID) -> Account | None:
+        """Return somebody's account, or None when Jira does not know them."""
+        agents = await self._outbound.agents(user_id)
+        if not agents:
             return None
-        if agent.account is None or await self._client.dialect() == "datacenter":
-            return named(await self.find(agent), cloud=await self._client.dialect() == "cloud")
-        return {"accountId": agent.account}
+        (agent,) = agents
+        cloud = await self._client.dialect() == "cloud"
+        if cloud and agent.account is not None:
+            return Account({"accountId": agent.account}, RemotePerson(agent.name, agent.account))
+        found = await self.find(agent)
+        name, person = named(found, cloud=cloud), person_of(found)
+        return Account(name, person) if name is not None and person is not None else None
 
     async def find(self, agent: "Agent", *, note: bool = True) -> Mapping[str, Any] | None:
         """Look for somebody's account in Jira; `note` it when it is surely theirs."""

@@ -22,7 +22,7 @@ from itdesk.runtime.log import get_logger
 from . import mapping, wording
 from .client import Client
 from .failures import JiraFailure, Missing, RateLimited, Refused, Unauthorized, Unavailable
-from .people import People
+from .people import Account, People
 from .settings import JiraSettings
 
 if TYPE_CHECKING:
@@ -161,14 +161,15 @@ class Pusher:
         ]
         if len(ours) < len(names):
             self._count.labels("conflict").inc()
-        payload = await self.payload(ticket, [n for n in ours if n != "status"], fields)
+        payload, echo = await self._payload(ticket, [n for n in ours if n != "status"], fields)
         moves = "status" in ours and theirs.get("status") is not ticket.status
         way = await self._way(ticket, key) if moves else None
         if not payload and way is None:
             self._count.labels("unchanged").inc()
+            if len(ours) < len(names):
+                # Its webhook may have got lost.
+                await self._desk.mirror.tell(mapping.issue_of(raw))
             return
-        # What will come back, read the way it will be read.
-        echo = mapping.fields_of(payload)
         if way is not None:
             echo["status"] = ticket.status
         marks = {name: mark_of(name, value) for name, value in echo.items()}
@@ -199,13 +200,17 @@ class Pusher:
             return _moment(job.event_id) > changed_at
         return word == "itdesk"
 
-    async def payload(
+    async def _payload(
         self, ticket: Ticket, names: list[str], fields: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return what Jira has to be sent so that its issue says what the ticket says."""
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what Jira has to be sent so that its issue says what the ticket says.
+
+        And what will come back of it, read the way it will be read.
+        """
         assert ticket.external is not None
         cloud = await self._client.dialect() == "cloud"
         wanted: dict[str, Any] = {}
+        known: Account | None = None
         for name in names:
             if name == "title":
                 wanted["summary"] = wording.summary(ticket, named=ticket.key != ticket.external.id)
@@ -217,22 +222,16 @@ class Pusher:
                 existing = fields.get("labels")
                 existing = existing if isinstance(existing, list) else []
                 wanted["labels"] = wording.labels(existing, ticket.tags)
-            elif name == "assignee":
-                wanted |= await self._assignee(ticket)
-        now, then = mapping.fields_of(fields), mapping.fields_of(wanted)
-        same = {
-            wording.NAMES[name]
-            for name, value in then.items()
-            if name in now and fingerprint(now[name]) == fingerprint(value)
-        }
-        return {name: value for name, value in wanted.items() if name not in same}
-
-    async def _assignee(self, ticket: Ticket) -> dict[str, Any]:
-        """Return who the issue is given to; nothing when Jira does not know them."""
-        if not ticket.assignee_ids:
-            return {"assignee": None}
-        person = await self._people.of(ticket.assignee_ids[0])
-        return {"assignee": person} if person is not None else {}
+            elif not ticket.assignee_ids:
+                wanted["assignee"] = None
+            elif (known := await self._people.of(ticket.assignee_ids[0])) is not None:
+                wanted["assignee"] = known.named
+        now, echo = mapping.fields_of(fields), mapping.fields_of(wanted)
+        if known is not None:
+            echo["assignee"] = known.person
+        for name in [n for n in echo if n in now and fingerprint(now[n]) == fingerprint(echo[n])]:
+            del wanted[wording.NAMES[name]], echo[name]
+        return wanted, echo
 
     async def _way(self, ticket: Ticket, key: str) -> str | None:
         """Return the transition to the ticket's status, or None and say so."""
@@ -258,6 +257,10 @@ class Pusher:
         await self._outbound.sending(ticket.id, marks, meant=list(marks))
         await self.edit(key, ticket, fields)
         told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+        if "assignee" in marks and told.fields.get("assignee") is not None:
+            # People are named in one way and told of in another.
+            person = mark_of("assignee", told.fields["assignee"])
+            await self._outbound.sending(ticket.id, {"assignee": person})
         await self._desk.mirror.tell(told)
 
     async def _write(

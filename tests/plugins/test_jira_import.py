@@ -251,6 +251,7 @@ async def test_a_lost_answer_opens_no_second_issue(database_url: str, desk: str)
     async with importing(database_url, JIRA_SERVICE_DESK_ID=desk) as (scene, job):
         scene.jira.request_types = {"4": {"name": "Incident", "fields": []}}
         ticket = await opened(scene)
+        await scene.edit(ticket, status="in_progress")
         # Jira's index is behind its issues, as on Cloud.
         scene.jira.eventual = True
         scene.jira.trouble("lost", method="POST", path="/(issue|request)$", times=1)
@@ -262,13 +263,35 @@ async def test_a_lost_answer_opens_no_second_issue(database_url: str, desk: str)
         assert "run the import again" in job.failures[-1]
         await scene.hear()
         assert await scene.bench.sql("SELECT count(*) FROM tickets") == 1
-        assert (await scene.ticket(ticket.key)).external is not None
+        # Its issue was just opened, and says nothing of what the ticket went through.
+        linked = await scene.ticket(ticket.key)
+        assert linked.external is not None and linked.status == "in_progress"
         scene.jira.eventual = False
         done = await job.run()
         assert (done.created, done.failed, len(scene.jira.issues)) == (1, 0, 1)
         await scene.hear()
         assert (await scene.walk()).created == 0
         assert f"itdesk_{ticket.id}" in only(scene.jira).labels
+        assert only(scene.jira).status == "In Progress"
+
+
+async def test_a_request_that_was_cut_before_its_labels_is_found_by_its_summary(
+    database_url: str,
+) -> None:
+    """R-21: nothing but its summary says whose it is; a look-alike is nobody's."""
+    env = {"JIRA_SERVICE_DESK_ID": "7", SETTLED: "0"}
+    async with importing(database_url, **env) as (scene, job):
+        scene.jira.request_types = {"4": {"name": "Incident", "fields": []}}
+        ticket = await opened(scene)
+        other = scene.jira.issue(f"About {ticket.key}")
+        scene.jira.eventual = True
+        scene.jira.trouble("lost", method="POST", path="/request$", times=1)
+        assert (await job.run()).failed == 1
+        scene.jira.eventual = False
+        scene.jira.reindex()
+        assert (await job.run()).created == 1
+        (issue,) = [one for one in scene.jira.issues.values() if one is not other]
+        assert f"itdesk_{ticket.id}" in issue.labels and not other.labels
 
 
 async def test_what_was_surely_not_opened_is_opened_by_the_next_run(database_url: str) -> None:

@@ -44,6 +44,12 @@ async def test_what_jira_changed_meanwhile_is_not_overwritten(database_url: str)
         assert (issue.summary, issue.priority) == ("Said in Jira", "High")
         assert (await scene.ticket(issue.key)).title == "Said in Jira"
         assert scene.bench.metric("itdesk_jira_pushes_total", outcome="conflict") == 1
+        # Also when nothing else is left to be sent.
+        scene.jira.change(issue, summary="Once more in Jira")
+        scene.jira.take()
+        await scene.edit(ticket, title="Once more here")
+        await scene.work()
+        assert (await scene.ticket(issue.key)).title == issue.summary == "Once more in Jira"
 
 
 async def test_where_the_desk_counts_jiras_changes_are_answered_once(database_url: str) -> None:

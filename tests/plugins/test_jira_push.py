@@ -1,12 +1,13 @@
 """Changes here reach Jira, once, and their echo changes nothing; both dialects."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from itdesk.desk.accounts import NewUser
-from itdesk.model import SYSTEM, Caller, Role
+from itdesk.model import SYSTEM, Caller, Change, Event, Role, Source
 from tests.support.jira import Dialect
 from tests.support.jira_scene import Scene, scene_on
 
@@ -43,6 +44,7 @@ async def test_fields_and_status_arrive_and_their_echo_changes_nothing(
     """S4-48: title, text, status, priority, tags and assignee; 0 ping-pong, also by R67."""
     async with scene_on(database_url, spoken) as scene:
         jane = await agent(scene, "Jane Smith", "jane@example.org")
+        helper = await agent(scene, "Helper", "helper@example.org")
         there = scene.jira.user("Jane Smith", "jane@example.org")
         scene.jira.user("Jane Smithers", "jane.s@example.org")
         issue, ticket = await scene.mirrored(labels=["vpn", "itdesk_seen"])
@@ -53,7 +55,7 @@ async def test_fields_and_status_arrive_and_their_echo_changes_nothing(
             status="in_progress",
             priority="critical",
             tags=["vpn", "on site"],
-            assignee_ids=[jane.id],
+            assignee_ids=[jane.id, helper.id],
         )
         await scene.work()
         assert (issue.summary, issue.status, issue.priority) == (
@@ -66,7 +68,7 @@ async def test_fields_and_status_arrive_and_their_echo_changes_nothing(
         await quiet(scene, issue.key)
         found = await scene.ticket(issue.key)
         assert (found.title, found.tags) == ("VPN is down again", ["vpn", "on site"])
-        assert found.assignee_ids == [jane.id]
+        assert found.assignee_ids == [jane.id, helper.id]
 
 
 async def test_a_public_comment_is_said_once_and_an_internal_one_stays_here(
@@ -136,6 +138,15 @@ async def test_only_changes_of_mirrored_tickets_made_here_are_sent(database_url:
         await scene.hear()
         assert await scene.jobs() == []
         assert scene.writes() == []
+        desk = scene.bench.desk
+        (kind,) = (await desk.plugins.jobs(desk))["jira"]
+        event = Event.by(
+            SYSTEM, "ticket.updated", changes=(Change("title", "a", "b"),),
+            data={"mirror": f"jira:{issue.key}"},
+        )  # fmt: skip
+        assert kind.when(event) and kind.lane(event) == f"jira:{issue.key}"
+        assert not kind.when(replace(event, source=Source.JIRA))
+        assert not kind.when(replace(event, data={"mirror": "other:1"}))
 
 
 async def test_a_desk_that_does_not_push_sends_nothing(database_url: str) -> None:
