@@ -212,6 +212,17 @@ async def decide(
     return _suggestion(await conn.fetchrow(query, suggestion_id, state, by, replaced))
 
 
+async def was_set(conn: Any, ticket_id: UUID, kind: SuggestionKind) -> bool:
+    """Return whether a ticket's priority or category was set since it was opened."""
+    query = """
+        SELECT EXISTS (
+            SELECT FROM events WHERE ticket_id = $1 AND type = 'ticket.updated'
+               AND changes @> jsonb_build_array(jsonb_build_object('field', $2::text)))
+    """
+    found: bool = await conn.fetchval(query, ticket_id, kind)
+    return found
+
+
 async def predict(
     conn: Any,
     ticket_id: UUID,
