@@ -13,12 +13,19 @@ from itdesk.desk.assist import Assist
 from itdesk.desk.jobs import Job
 from itdesk.hookspecs import Schedule
 from itdesk.model import SYSTEM
+from itdesk.runtime.log import get_logger
 from itdesk.store import embeddings
 from itdesk.store.db import Database
+from itdesk.store.embeddings import Stale
 
 EMBED: Final = "assist.embed"
 BATCH: Final = 32
 BATCHES: Final = 20
+_LARGEST: Final = 3.4e38
+# Whether the model works is asked with this.
+_HARMLESS: Final = "The printer is out of paper."
+
+log = get_logger("meanings")
 
 
 class Meanings:
@@ -66,12 +73,44 @@ class Meanings:
             return 0
         async with self._db.connection() as conn:
             found = await embeddings.stale(conn, model, limit=BATCH)
-        vectors = await self._assist.embed(SYSTEM, [one.text for one in found], background=True)
-        if vectors is None:
+        return await self._kept(model, found) or await self._one_by_one(model, found)
+
+    async def _one_by_one(self, model: str, found: Sequence[Stale]) -> int:
+        """Make vectors of texts of which one may be at fault; that it has none is kept as well.
+
+        Otherwise the same texts would come again and fail again, for ever.
+        """
+        for done, one in enumerate(found):
+            if await self._kept(model, [one]):
+                continue
+            if await self._assist.embed(SYSTEM, [_HARMLESS], background=True) is None:
+                # It is not the text: the model is out.
+                return done
+            log.warning("a text has no meaning to the model", ticket=str(one.id))
+            await self._keep(model, [one], [[]])
+        return len(found)
+
+    async def _kept(self, model: str, found: Sequence[Stale]) -> int:
+        """Make vectors and keep them, all or none; return how many."""
+        if not found:
             return 0
+        texts = [one.text for one in found]
+        vectors = await self._assist.embed(SYSTEM, texts, background=True)
+        if vectors is None or not all(map(_fits, vectors)):
+            return 0
+        await self._keep(model, found, vectors)
+        return len(found)
+
+    async def _keep(
+        self, model: str, found: Sequence[Stale], vectors: Sequence[Sequence[float]]
+    ) -> None:
         async with self._db.transaction() as tx:
             await embeddings.put(tx.conn, model, found, vectors)
-        return len(found)
+
+
+def _fits(vector: Sequence[float]) -> bool:
+    """Return whether PostgreSQL's real can hold each number."""
+    return max(map(abs, vector)) <= _LARGEST
 
 
 def nearness(one: Sequence[float], other: Sequence[float]) -> float:

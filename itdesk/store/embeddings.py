@@ -41,7 +41,7 @@ async def stale(conn: Any, model: str, *, limit: int) -> list[Stale]:
 async def put(
     conn: Any, model: str, made: Sequence[Stale], vectors: Sequence[Sequence[float]]
 ) -> None:
-    """Keep the vectors of tickets that are still there."""
+    """Keep the vectors of tickets that are still there; an empty one says that there is none."""
     query = """
         INSERT INTO ticket_embeddings AS e (ticket_id, model, digest, vector)
         SELECT t.id, $2, $3, $4::real[] FROM tickets t WHERE t.id = $1
@@ -58,6 +58,6 @@ async def of(conn: Any, model: str, ids: Sequence[UUID]) -> dict[UUID, list[floa
     """Return the vectors of a model that there are of these tickets."""
     query = """
         SELECT ticket_id, vector FROM ticket_embeddings
-        WHERE model = $1 AND ticket_id = ANY ($2::uuid[])
+        WHERE model = $1 AND ticket_id = ANY ($2::uuid[]) AND vector <> '{}'
     """
     return {row["ticket_id"]: row["vector"] for row in await conn.fetch(query, model, list(ids))}

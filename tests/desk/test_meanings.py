@@ -86,6 +86,35 @@ async def test_numbers_that_are_none_are_not_kept(
     assert [each.key for each in found] == [one.key]
     monkeypatch.undo()
     assert len(ollama.calls("/api/embed")) >= 3
+    assert await bench.sql("SELECT count(*) FROM ticket_embeddings") == 0
+
+
+@pytest.mark.parametrize("answer", [[1e39] * 64, [float("nan")] * 64, []])
+async def test_a_text_that_no_vector_can_be_made_of_is_left_out_and_asked_about_once(
+    bench: Bench, ollama: FakeOllama, answer: list[float]
+) -> None:
+    """The others have theirs; that one has another chance once its text is another."""
+    alice = await bench.person()
+    bad = await opened(bench, alice, "Badge reader rejects cards", "Poison")
+    for n in range(40):
+        await opened(bench, alice, f"Toner {n} empty")
+    ollama.embeds = lambda texts: [
+        answer if "Poison" in text else fake.vector(text) for text in texts
+    ]
+    await bench.sql("UPDATE tickets SET updated_at = now() WHERE id = $1", bad.id)
+    assert await bench.desk.meanings.refresh() == 41
+    made = "SELECT count(*) FROM ticket_embeddings WHERE cardinality(vector) = 64"
+    assert await bench.sql(made) == 40
+    asked = len(ollama.calls("/api/embed"))
+    assert await bench.desk.meanings.refresh() == 0
+    assert len(ollama.calls("/api/embed")) == asked
+    # Where there is no vector the words alone decide.
+    other = await opened(bench, alice, "Badge reader rejects cards")
+    before = await bench.desk.similar.of(alice, other.key, limit=5)
+    assert await bench.desk.meanings.refresh() == 1
+    assert before == await bench.desk.similar.of(alice, other.key, limit=5) != []
+    await bench.desk.tickets.update(alice, bad.key, {"description": "Solved"})
+    assert await bench.desk.meanings.refresh() == 1 and await bench.sql(made) == 42
 
 
 async def test_a_model_that_is_out_leaves_similar_tickets_to_the_words(
