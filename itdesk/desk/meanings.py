@@ -5,7 +5,7 @@ neither find a ticket nor show one to somebody.
 """
 
 from collections.abc import Iterable, Sequence
-from operator import mul
+from math import hypot
 from typing import Final
 from uuid import UUID
 
@@ -57,11 +57,8 @@ class Meanings:
         if model is None:
             return {}
         async with self._db.connection() as conn:
-            known = await embeddings.of(conn, model, [ticket_id, *others])
-        mine = known.pop(ticket_id, None)
-        if mine is None:
-            return {}
-        return {one: nearness(mine, vector) for one, vector in known.items()}
+            known = await embeddings.nearness(conn, model, ticket_id, list(others))
+        return {one: min(max(cosine, 0.0), 1.0) for one, cosine in known.items()}
 
     async def _embed(self, job: Job) -> None:
         await self.refresh()
@@ -98,7 +95,7 @@ class Meanings:
         vectors = await self._assist.embed(SYSTEM, texts, background=True)
         if vectors is None or not all(map(_fits, vectors)):
             return 0
-        await self._keep(model, found, vectors)
+        await self._keep(model, found, [unit(vector) for vector in vectors])
         return len(found)
 
     async def _keep(
@@ -113,10 +110,7 @@ def _fits(vector: Sequence[float]) -> bool:
     return max(map(abs, vector)) <= _LARGEST
 
 
-def nearness(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the cosine of two vectors, 0 where they point apart or are not comparable."""
-    sizes = sum(map(mul, one, one)) * sum(map(mul, other, other))
-    if len(one) != len(other) or not sizes:
-        return 0.0
-    cosine: float = sum(map(mul, one, other)) / sizes**0.5
-    return min(max(cosine, 0.0), 1.0)
+def unit(vector: Sequence[float]) -> list[float]:
+    """Return a vector of length one that points where this one does; empty when it is nowhere."""
+    size = hypot(*vector)
+    return [number / size for number in vector] if size else []
