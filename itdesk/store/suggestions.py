@@ -260,18 +260,23 @@ _JUDGED = """
 """
 
 
-async def precision(conn: Any, *, days: int) -> list[Precision]:
-    """Return how often suggestions decided in so many days were right, by kind and category."""
+async def precision(conn: Any, *, days: int, with_open: bool = True) -> list[Precision]:
+    """Return how often suggestions decided in so many days were right, by kind and category.
+
+    With those of these days that are still open, unless only the decided ones are asked for.
+    """
     query = f"""
         SELECT kind, category, count(*) FILTER (WHERE accepted) AS accepted,
                count(*) FILTER (WHERE rejected) AS rejected,
                count(*) FILTER (WHERE applied) AS applied, count(*) FILTER (WHERE open) AS open
-        FROM ({_JUDGED}
-            WHERE s.decided_at >= now() - make_interval(days => $1)
-               OR s.state = 'open' AND s.created_at >= now() - make_interval(days => $1)
+        FROM (
+            {_JUDGED} WHERE s.decided_at >= now() - make_interval(days => $1)
+            UNION ALL
+            {_JUDGED} WHERE $2::bool AND s.decided_at IS NULL AND s.state = 'open'
+                        AND s.created_at >= now() - make_interval(days => $1)
         ) AS judged GROUP BY kind, category ORDER BY kind, category NULLS LAST
     """  # noqa: S608 - a literal of this module
-    return [_precision(row) for row in await conn.fetch(query, days)]
+    return [_precision(row) for row in await conn.fetch(query, days, with_open)]
 
 
 def _precision(row: Mapping[str, Any]) -> Precision:
