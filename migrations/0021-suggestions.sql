@@ -43,8 +43,12 @@ CREATE INDEX IF NOT EXISTS ix_suggestions_decided_at ON suggestions (decided_at)
 CREATE INDEX IF NOT EXISTS ix_suggestions_undecided ON suggestions (created_at)
     WHERE decided_at IS NULL;
 
+-- What people decided, and what the desk did by itself, which may be far more.
 CREATE INDEX IF NOT EXISTS ix_suggestions_kind ON suggestions (kind, source, decided_at)
-    WHERE decided_at IS NOT NULL;
+    WHERE decided_at IS NOT NULL AND state <> 'applied';
+
+CREATE INDEX IF NOT EXISTS ix_suggestions_applied ON suggestions (kind, source, decided_at)
+    WHERE decided_at IS NOT NULL AND state = 'applied';
 
 CREATE INDEX IF NOT EXISTS ix_suggestions_decided_by ON suggestions (decided_by)
     WHERE decided_by IS NOT NULL;

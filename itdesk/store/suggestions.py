@@ -73,8 +73,8 @@ class Suggestion:
 class Precision:
     """How often suggestions of one kind and category were right, of those that were decided.
 
-    `precision` is None while none was. What the desk applied by itself counts as right once its
-    ticket was closed with it, and as wrong once somebody put it back or set something else.
+    `precision` is None while none was. What the desk applied by itself counts as wrong once
+    somebody put it back or set something else, and never as right: that nobody minded says little.
     """
 
     kind: SuggestionKind
@@ -251,7 +251,7 @@ async def recommendations(conn: Any, ticket_id: UUID) -> str | None:
 # Right and wrong as Precision says it: a rejected text was no good, a superseded one nobody judged.
 _JUDGED = """
     SELECT s.kind, s.category, s.source, s.state = 'applied' AS applied, s.state = 'open' AS open,
-           s.state = 'accepted' OR s.state = 'applied' AND held AND t.status = 'closed' AS accepted,
+           s.state = 'accepted' AS accepted,
            s.state IN ('rejected', 'reverted') OR s.state = 'applied' AND NOT held AS rejected
     FROM suggestions s JOIN tickets t ON t.id = s.ticket_id CROSS JOIN LATERAL (
         SELECT s.proposal IS NOT DISTINCT FROM
@@ -298,15 +298,21 @@ async def kept(
 ) -> tuple[int, int]:
     """Return how many of one kind, category and source were right, and how many were decided.
 
-    Only the newest decisions count, so that a change shows soon and looking stays quick.
+    Only the newest count, of what people decided and of what the desk did by itself, so that a
+    change shows soon and looking stays quick.
     """
+    of_its_kind = """
+        s.kind = $1 AND s.category IS NOT DISTINCT FROM $2 AND s.source = $3
+        AND s.decided_at >= now() - make_interval(days => $4)
+    """
+    newest = f"ORDER BY s.decided_at DESC LIMIT {MOST_COUNTED}"
     query = f"""
         SELECT count(*) FILTER (WHERE accepted) AS accepted,
                count(*) FILTER (WHERE accepted OR rejected) AS decided
-        FROM ({_JUDGED}
-            WHERE s.kind = $1 AND s.category IS NOT DISTINCT FROM $2 AND s.source = $3
-              AND s.decided_at >= now() - make_interval(days => $4)
-            ORDER BY s.decided_at DESC LIMIT {MOST_COUNTED}
+        FROM (
+            ({_JUDGED} WHERE {of_its_kind} AND s.state <> 'applied' {newest})
+            UNION ALL
+            ({_JUDGED} WHERE {of_its_kind} AND s.state = 'applied' {newest})
         ) AS judged
     """  # noqa: S608 - a literal of this module
     row = await conn.fetchrow(query, kind, category, source, days)

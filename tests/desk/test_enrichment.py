@@ -16,8 +16,9 @@ from itdesk.desk.writing import REPLY
 from itdesk.errors import ConfigError, Conflict, Unavailable
 from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
 from itdesk.runtime.actor import TICK
+from itdesk.store import suggestions
 from itdesk.store.paging import Window
-from itdesk.store.suggestions import Suggestion
+from itdesk.store.suggestions import Suggestion, SuggestionKind
 from tests.support.desk import Bench, bench_on
 from tests.support.jira_scene import scene_on
 from tests.support.ollama import FakeOllama, fake_ollama
@@ -411,9 +412,10 @@ async def test_what_was_right_often_enough_is_applied_until_it_is_not(database_u
         assert (await opened(bench, alice, "VPN is down")).category is None
 
 
-async def test_what_was_applied_is_right_once_its_ticket_was_closed_with_it(
+async def test_what_was_applied_is_never_right_by_itself_and_wrong_once_corrected(
     database_url: str,
 ) -> None:
+    """Closing the ticket judges nothing, whoever does: they need not have looked at it."""
     async with bench_on(database_url, **BY_ITSELF) as bench:
         agent, manager = await bench.person(Role.AGENT), await bench.person(Role.MANAGER)
         await decided(bench, agent, True, True, True, True)
@@ -426,7 +428,21 @@ async def test_what_was_applied_is_right_once_its_ticket_was_closed_with_it(
 
         assert await measured() == (4, 4, 1)
         await bench.desk.tickets.update(agent, ticket.key, {"status": Status.CLOSED})
-        assert await measured() == (5, 5, 1)
+        assert await measured() == (4, 4, 1)
+        admin = await bench.person(Role.ADMIN)
+        await bench.desk.tickets.update(admin, ticket.key, {"category": Category.HARDWARE})
+        assert await measured() == (4, 5, 1)
+        # However many it does, what people said is still counted.
+        await bench.sql(
+            """INSERT INTO suggestions (ticket_id, kind, proposal, source, category, state,
+                                        decided_at)
+               SELECT $1, 'category', 'hardware', 'rules', 'network', 'applied', now()
+               FROM generate_series(1, 1500)""",
+            ticket.id,
+        )
+        async with bench.desk.db.connection() as conn:
+            kind = SuggestionKind.CATEGORY
+            assert await suggestions.kept(conn, kind, "network", "rules", days=9) == (4, 4)
 
 
 async def trusted(bench: Bench, who: Caller, source: str) -> None:
