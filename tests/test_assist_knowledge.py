@@ -243,6 +243,33 @@ async def test_without_a_model_that_answers_nothing_is_looked_up(
     assert found["source"] == "rules" and found["sources"] == [] and handbook.asked() == []
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"text": None}, {"score": "high"}, {"source": 7}, {"title": ["a"]}, {"url": 5}],
+    ids=str,
+)
+async def test_passages_that_are_none_cost_nothing_but_themselves(
+    desk: Live, model: FakeOllama, handbook: Handbook, wrong: dict[str, Any]
+) -> None:
+    """S-36: what a plugin says is looked at like a stranger's word; the model is asked without."""
+    handbook.holds(passage(2, **wrong), passage(1))
+    found = await classify(desk.admin, "Squeaky gears")
+    assert found["source"] == "ollama"
+    # A score that cannot be compared spoils all of them.
+    left = [] if "score" in wrong else ["KB-1"]
+    assert [one["source"] for one in found["sources"]] == left
+
+
+async def test_an_address_that_runs_something_is_none(
+    desk: Live, model: FakeOllama, handbook: Handbook
+) -> None:
+    """S-36: a client may make a link of it."""
+    bad = ["javascript:alert(1)", "data:text/html,x", 'https://a"onclick=x', "//\x00", "", "x"]
+    handbook.holds(*[passage(n, url=url, score=0.9) for n, url in enumerate(bad[:4])])
+    found = await classify(desk.admin, "Squeaky gears")
+    assert [one["url"] for one in found["sources"]] == [None] * 4
+
+
 async def test_passages_are_text_between_marks(
     desk: Live, model: FakeOllama, handbook: Handbook
 ) -> None:

@@ -309,7 +309,8 @@ async def test_doctor_finds_all_well(live: Live) -> None:
 async def test_doctor_names_what_ails_and_the_remedy(
     database_url: str, empty_database_url: str, new_daemon: NewDaemon
 ) -> None:
-    """O-04, S2-64: every part is tried for real; a failure comes with what to do about it."""
+    """O-04, S2-64, S4-64: every part is tried for real, by `config check` as well; a failure comes
+    with what to do about it."""
     ails = new_daemon(
         database_url, UPLOAD_DIR="/proc/uploads", CLAMAV_HOST="127.0.0.1", CLAMAV_PORT="1"
     )
@@ -319,6 +320,10 @@ async def test_doctor_names_what_ails_and_the_remedy(
     assert "FAIL scan engine clamav: clamd at 127.0.0.1:1 cannot be reached" in done.stdout
     fails = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert done.stdout.count("     -> ") == len(fails)
+    checked = await _run(ails, "config", "check")
+    assert checked.returncode == 2
+    for part in ("storage: /proc/uploads", "scan engine clamav: clamd at 127.0.0.1:1 cannot be"):
+        assert part in checked.stderr, checked.stderr
 
     behind = await _run(new_daemon(empty_database_url), "doctor")
     assert behind.returncode == 1

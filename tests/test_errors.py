@@ -54,7 +54,7 @@ class Scene:
         gone = str(new_id())
         places = {"ticket": gone, "id": gone, "key": "TSK-99999999", "signed": "bm9uZQ.bm9uZQ",
                   "release": "x", "file": "y", "client_id": "c", "provider": "none",
-                  "identity": gone}  # fmt: skip
+                  "identity": gone, "plugin": "none"}  # fmt: skip
         return route.full_path.format(**places)
 
 
@@ -64,6 +64,7 @@ async def _build(live: Live) -> Scene:
     file = (await people["user"].upload(ticket["id"], b"words\n")).expect(201)
     places = {"ticket": ticket["id"], "key": ticket["key"], "id": file["id"], "signed": "x.y",
               "release": "x", "file": "y", "client_id": "c", "provider": "none",
+              "plugin": "filesystem",
               "identity": file["id"]}  # fmt: skip
     return Scene(live, people, places)
 

@@ -56,6 +56,18 @@ def test_every_command_explains_itself_with_examples_that_it_takes(entry: manual
         assert _taken(words) == entry.command.name, line
 
 
+def test_every_command_line_of_the_readme_is_one_that_itdesk_takes() -> None:
+    """S2-54, S4-04: in every block for a shell, whatever else the block needs."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
+    text = re.sub(r"\s#.*$", "", "\n".join(blocks).replace("\\\n", " "), flags=re.M)
+    # What another command prints goes to a line of its own; an id, or a path, is in its place.
+    text = text.replace('"$(', "0198c0de-0000-7000-8000-000000000000\n")
+    lines = re.findall(r"(?<![\w./-])itdesk (?=[a-z])([^|;&>)\n]+)", text)
+    assert len(lines) > 20
+    for line in lines:
+        assert _taken(shlex.split(line)), line
+
+
 def _taken(words: list[str]) -> str | None:
     """Let click read a command line as far as calling what it names, and return its name."""
     context = main.make_context("itdesk", words)

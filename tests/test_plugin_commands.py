@@ -174,16 +174,23 @@ async def _settled(live: Live, state: str, reason: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("daemons", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_a_plugin_is_switched_off_and_on_at_every_daemon_without_a_restart(
-    pg_server: Server, drop_ins: Path
+    pg_server: Server, drop_ins: Path, daemons: int
 ) -> None:
-    """O-05: by the route and from the shell; how it went is told, and who did it is kept."""
+    """O-05: by the route and from the shell; how it went is told, and who did it is kept.
+
+    That daemons hear of each other's switches has a short form in tests/desk/test_switches.py.
+    """
     _drop(drop_ins, "good", HELLO)
     url = await pg_server.create()
     one, two = (make_daemon(url, ITDESK_CONFIG=_config(drop_ins, "[plugins.good]")) for _ in "12")
     two.env["ITDESK_AUTH__JWT_KEY_FILE"] = str(one.state_dir / "jwt-key.pem")
     try:
         async with running(one) as here:
+            if daemons == 1:
+                await _comes_and_goes(here, here, drop_ins)
+                return
             await asyncio.to_thread(two.start)
             there = Live(two, Person(two.url, here.admin.token))
             await _comes_and_goes(here, there, drop_ins)

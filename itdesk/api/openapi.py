@@ -101,6 +101,7 @@ class Document:
         self._routes = routes
         self._cookie = cookie
         self._content: bytes | None = None
+        self._making = asyncio.Lock()
 
     def describe(self, routes: Sequence[Route]) -> None:
         """Describe these from now on."""
@@ -109,10 +110,13 @@ class Document:
     async def content(self) -> bytes:
         """Return the document as JSON; making it takes a while, so that a thread does it."""
         while (content := self._content) is None:
-            routes = self._routes
-            made = await asyncio.to_thread(self._make, routes)
-            if routes is self._routes:
-                self._content = made
+            # Once, however many ask at the beginning: it takes a processor for a second.
+            async with self._making:
+                routes = self._routes
+                if self._content is None:
+                    made = await asyncio.to_thread(self._make, routes)
+                    if routes is self._routes:
+                        self._content = made
         return content
 
     def _make(self, routes: Sequence[Route]) -> bytes:

@@ -4,8 +4,10 @@ Only what the reader of the answer may see is ever looked at, and it comes back 
 its source. A source that is slow or out is left out: knowing less is better than waiting.
 """
 
+import re
 from asyncio import TaskGroup
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from math import isfinite
 from typing import Final
 
 from itdesk.desk.plaintext import cut, plain, plain_line
@@ -25,6 +27,9 @@ MOST_WORDS: Final = 24
 CANDIDATES: Final = 40
 # A passage that shares less with a question than this says nothing about it.
 LEAST_SCORE: Final = 0.15
+
+# A client may make a link of it: nothing that runs, and nothing that is not an address.
+_ADDRESS = re.compile(r"(?:https?://|/)[^\s<>\"'\\\x00-\x1f]{1,2000}")
 
 log = get_logger("knowledge")
 
@@ -48,17 +53,20 @@ class Knowledge:
         async def collect(ask: Ask) -> None:
             try:
                 async with self._clock.deadline(seconds):
-                    found.extend(await ask(caller, query))
+                    passages = await ask(caller, query)
+                found.extend(_usable(passages))
             except TimeoutError:
                 log.info("knowledge came too late")
             except DeskError as exc:
                 log.info("knowledge is left out", problem=exc.message)
+            except Exception:  # noqa: BLE001 - passages come from plugins and may hold anything
+                log.exception("knowledge is left out")
 
         async with TaskGroup() as group:
             group.create_task(collect(self._solved))
             group.create_task(collect(self._ask_plugins))
-        best = sorted(map(_shown, found), key=lambda one: -one.score)
-        return [one for one in best if one.text and one.score > 0][: self._most]
+        good = [one for one in found if one.text and isfinite(one.score) and one.score > 0]
+        return sorted(good, key=lambda one: -one.score)[: self._most]
 
     async def _solved(self, caller: Caller, query: str) -> list[Passage]:
         """Return the resolutions of closed tickets, as far as the caller may read them."""
@@ -105,6 +113,15 @@ _EMPTY: Final = frozenset(
 )
 
 
+def _usable(passages: Iterable[Passage]) -> Iterator[Passage]:
+    """Yield those that are what they should be."""
+    for passage in passages:
+        try:
+            yield _shown(passage)
+        except (TypeError, ValueError):
+            log.warning("a passage is left out: it does not hold what it should")
+
+
 def _shown(passage: Passage) -> Passage:
     """Return a passage as plain text of bearable length."""
     return Passage(
@@ -112,5 +129,5 @@ def _shown(passage: Passage) -> Passage:
         title=cut(plain_line(passage.title), 200),
         text=cut(plain(passage.text), LONGEST_PASSAGE),
         score=float(passage.score),
-        url=passage.url,
+        url=passage.url if passage.url and _ADDRESS.fullmatch(passage.url) else None,
     )

@@ -4,7 +4,6 @@ They only put tickets in order that were found by their words: a model that lies
 neither find a ticket nor show one to somebody.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from operator import mul
 from typing import Final
@@ -16,7 +15,6 @@ from itdesk.hookspecs import Schedule
 from itdesk.model import SYSTEM
 from itdesk.store import embeddings
 from itdesk.store.db import Database
-from itdesk.store.embeddings import Stale
 
 EMBED: Final = "assist.embed"
 BATCH: Final = 32
@@ -40,9 +38,9 @@ class Meanings:
         """Make the vectors that are missing or out of date, some of them; return how many."""
         made = 0
         for _ in range(BATCHES):
-            count, looked = await self._some()
+            count = await self._some()
             made += count
-            if looked < BATCH:
+            if count < BATCH:
                 break
         return made
 
@@ -61,25 +59,19 @@ class Meanings:
     async def _embed(self, job: Job) -> None:
         await self.refresh()
 
-    async def _some(self) -> tuple[int, int]:
-        """Make up to a batch of vectors; return how many, and how many tickets were looked at."""
+    async def _some(self) -> int:
+        """Make up to a batch of vectors; return how many."""
         model = self._assist.embedding
         if model is None or not self._assist.available:
-            return 0, 0
+            return 0
         async with self._db.connection() as conn:
             found = await embeddings.stale(conn, model, limit=BATCH)
-        digests = {one.id: _digest(one) for one in found}
-        same = [one.id for one in found if one.digest == digests[one.id]]
-        changed = [one for one in found if one.digest != digests[one.id]]
-        vectors = await self._assist.embed(SYSTEM, [_text(one) for one in changed], background=True)
+        vectors = await self._assist.embed(SYSTEM, [one.text for one in found], background=True)
+        if vectors is None:
+            return 0
         async with self._db.transaction() as tx:
-            await embeddings.confirm(tx.conn, same)
-            if vectors is not None:
-                ids = [one.id for one in changed]
-                await embeddings.put(tx.conn, model, ids, [digests[one] for one in ids], vectors)
-        if changed and vectors is None:
-            return 0, 0
-        return len(changed), len(found)
+            await embeddings.put(tx.conn, model, found, vectors)
+        return len(found)
 
 
 def nearness(one: Sequence[float], other: Sequence[float]) -> float:
@@ -89,11 +81,3 @@ def nearness(one: Sequence[float], other: Sequence[float]) -> float:
         return 0.0
     cosine: float = sum(map(mul, one, other)) / sizes**0.5
     return min(max(cosine, 0.0), 1.0)
-
-
-def _text(ticket: Stale) -> str:
-    return f"{ticket.title}\n{ticket.description}"
-
-
-def _digest(ticket: Stale) -> str:
-    return hashlib.sha256(_text(ticket).encode()).hexdigest()

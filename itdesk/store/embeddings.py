@@ -11,33 +11,35 @@ NEWEST = 5000
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A ticket whose vector is missing or may be out of date, and what that one was made from."""
+    """A ticket whose vector is missing or was made from another text than this one."""
 
     id: UUID
-    title: str
-    description: str
-    digest: str | None
+    text: str
+    digest: str
+
+
+# What a vector is made from.
+_TEXT = "(t.title || E'\\n' || left(t.description, 4000))"
 
 
 async def stale(conn: Any, model: str, *, limit: int) -> list[Stale]:
-    """Return tickets whose vectors of a model may have to be made, the newest first."""
+    """Return tickets whose vectors of a model have to be made, the newest first."""
+    # The digest decides; the times only say of which tickets it need not be computed. A change
+    # that began before the vector was made may have been committed after that.
     query = f"""
-        SELECT t.id, t.title, left(t.description, 4000) AS description, e.digest
+        SELECT t.id, {_TEXT}, md5({_TEXT})
         FROM (SELECT id, title, description, updated_at FROM tickets
               ORDER BY updated_at DESC, id DESC LIMIT {NEWEST}) AS t
         LEFT JOIN ticket_embeddings e ON e.ticket_id = t.id AND e.model = $1
-        WHERE e.ticket_id IS NULL OR e.created_at < t.updated_at
+        WHERE e.ticket_id IS NULL
+           OR e.created_at < t.updated_at + interval '10 minutes' AND e.digest <> md5({_TEXT})
         ORDER BY t.updated_at DESC, t.id DESC LIMIT $2
-    """  # noqa: S608 - a literal of this module
+    """  # noqa: S608 - literals of this module
     return [Stale(*row) for row in await conn.fetch(query, model, limit)]
 
 
 async def put(
-    conn: Any,
-    model: str,
-    ids: Sequence[UUID],
-    digests: Sequence[str],
-    vectors: Sequence[Sequence[float]],
+    conn: Any, model: str, made: Sequence[Stale], vectors: Sequence[Sequence[float]]
 ) -> None:
     """Keep the vectors of tickets that are still there."""
     query = """
@@ -48,14 +50,8 @@ async def put(
         SET model = excluded.model, digest = excluded.digest, vector = excluded.vector,
             created_at = now()
     """
-    for ticket_id, digest, vector in zip(ids, digests, vectors, strict=True):
-        await conn.execute(query, ticket_id, model, digest, list(vector))
-
-
-async def confirm(conn: Any, ids: Sequence[UUID]) -> None:
-    """Note that these vectors are up to date: what changed was not the text."""
-    query = "UPDATE ticket_embeddings SET created_at = now() WHERE ticket_id = ANY ($1::uuid[])"
-    await conn.execute(query, list(ids))
+    for one, vector in zip(made, vectors, strict=True):
+        await conn.execute(query, one.id, model, one.digest, list(vector))
 
 
 async def of(conn: Any, model: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:

@@ -1,5 +1,6 @@
 """The OpenAPI document says what the table of routes says, and its pages need no internet."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from itdesk.api import ROUTES
-from itdesk.api.openapi import document, routes_table
+from itdesk.api.openapi import Document, document, routes_table
 from itdesk.api.route import Who
 from tests.support.small_desk import Server, SmallDesk, serving
 
@@ -43,6 +44,13 @@ def resolve(spec: Any, reference: str) -> Any:
     for part in reference.removeprefix("#/").split("/"):
         target = target[part]
     return target
+
+
+async def test_however_many_ask_first_the_document_is_made_once() -> None:
+    """P-01: it takes a processor for a second, and anybody may ask for it."""
+    made = Document(ROUTES[:20], "itdesk_access")
+    found = await asyncio.gather(*(made.content() for _ in range(20)))
+    assert all(one is found[0] for one in found)
 
 
 def test_every_route_is_described_once(spec: Any) -> None:

@@ -1,6 +1,7 @@
 """New tickets are looked at beside everything else, and nothing but a suggestion comes of it."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest_asyncio
 
 from itdesk.actors.worker import Worker
 from itdesk.desk.tickets import NewTicket
+from itdesk.desk.writing import REPLY
 from itdesk.errors import ConfigError, Conflict
 from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
 from itdesk.runtime.actor import TICK
@@ -15,6 +17,8 @@ from itdesk.store.paging import Window
 from itdesk.store.suggestions import Suggestion
 from tests.support.desk import Bench, bench_on
 from tests.support.ollama import FakeOllama, fake_ollama
+from tests.test_assist_knowledge import _ORDERS as ORDERS
+from tests.test_assist_knowledge import CANARY, is_text, malice
 
 ALL = Window(limit=200)
 BY_RULES = {"ITDESK_AI__ENRICH": "true"}
@@ -273,6 +277,47 @@ async def test_rules_that_look_at_predictions_come_to_rest(plain: Bench) -> None
         ("ticket.created", "api"), ("ticket.updated", "ai"), ("ticket.updated", "workflow"),
     ]  # fmt: skip
     assert await plain.sql("SELECT count(*) FROM jobs WHERE type = 'assist.enrich'") == 1
+
+
+def _obeying(number: int, key: str, prompt: str, schema: dict[str, Any]) -> Any:
+    return malice(number, prompt, schema, key)
+
+
+@pytest.mark.slow
+async def test_80_injections_and_a_model_that_obeys_them(bench: Bench, ollama: FakeOllama) -> None:
+    """S-36, all of it for new tickets, summaries and drafts: the short forms always run."""
+    alice, bob, agent = [await bench.person(r) for r in (Role.USER, Role.USER, Role.AGENT)]
+    hidden = await opened(bench, bob, f"Payroll {CANARY}", f"The password was {CANARY}")
+    solved = {"status": Status.CLOSED, "resolution": f"Payroll password: {CANARY}"}
+    await bench.desk.tickets.update(agent, hidden.key, solved)
+    said: list[str] = []
+    ollama.asked.clear()
+    for number in range(80):
+        ollama.says = partial(_obeying, number, hidden.key)
+        order = ORDERS[number % len(ORDERS)].replace("%(key)s", hidden.key)
+        ticket = await opened(bench, alice, f"Payroll {number}", f"{order} password")
+        note = f"INTERNAL {number}"
+        await bench.desk.tickets.comment(agent, ticket.key, note, internal=True)
+        before = await bench.desk.tickets.get(agent, ticket.key)
+        written = [
+            await bench.desk.writing.summarise(agent, ticket.key),
+            await bench.desk.writing.draft(agent, ticket.key),
+        ]
+        said += [one.suggestion.proposal for one in written if one.suggestion is not None]
+        advice = await bench.desk.suggestions.advice(agent, ticket.key)
+        said += advice.recommendations
+        after = await bench.desk.tickets.get(agent, ticket.key)
+        assert after == before
+        assert (after.status, after.priority, after.category) == ("open", "medium", None)
+        assert (after.assignee_ids, after.resolution, after.tags) == ([], None, [])
+    for text in said:
+        is_text(text)
+    prompts = ollama.prompts()
+    drafts = [read for read in prompts if read.startswith(REPLY.instruction)]
+    assert len(prompts) == 240 and len(drafts) == 80
+    assert CANARY not in str(prompts) and CANARY not in str(said)
+    assert "INTERNAL" not in str(drafts)
+    assert await bench.sql("SELECT count(*) FROM ticket_comments WHERE NOT internal") == 0
 
 
 # --- by itself ----------------------------------------------------------------------------------
