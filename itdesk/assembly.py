@@ -264,7 +264,7 @@ def _open_suggestions(desk: Desk, words: Wordlists) -> None:
     desk.similar = Similarity(db, desk.reads, meanings)
     desk.writing = Writing(db, assist, desk.knowledge, words, desk.clock)
     enrichment = Enrichment(db, desk.tickets, desk.similar, desk.triage, words, desk.settings)
-    desk.jobs.register(enrichment.job_type(modelled=assist.model is not None))
+    desk.jobs.register(enrichment.job_type(modelled=lambda: assist.model is not None))
     desk.schedules.register(meanings.schedule())
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -47,15 +48,15 @@ async def _booted() -> AsyncIterator[Machine]:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
             async def up() -> bool:
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-                assert process.returncode is None and children.strip()
-                return _is_up(Machine(int(children.split()[0])))
+                assert process.returncode is None, "tests/support/boot.sh failed"
+                first = children.read_text().split()[:1]
+                return bool(first) and _is_up(Machine(int(first[0])))
 
             await eventually(up, seconds=30)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            yield Machine(int(children.split()[0]))
+            yield Machine(int(children.read_text().split()[0]))
         finally:
             process.kill()
             await process.wait()
@@ -91,19 +92,21 @@ async def test_the_installed_units_run_on_a_systemd_that_has_booted(pg_server: S
     """S0-07, S4-04, P-12: installed and enabled as written, on an empty database; confined as the
     unit says; restarted under load without one failed request; killed, and started again."""
     url, port = await pg_server.create(migrated=False, tcp=True), lasting_port()
+    there = make_daemon(url)  # it is not started: systemd has one
     try:
         async with _booted() as machine:
             printed = await asyncio.to_thread(_installed, machine, url, port)
             told = re.search(r"first administrator: (\S+) password: (\S+)", printed)
             assert told is not None
-            live = Live(make_daemon(url), Person(f"http://127.0.0.1:{port}"))
-            live.daemon.url = live.admin.base
+            live = Live(there, Person(f"http://127.0.0.1:{port}"))
+            there.url = live.admin.base
             live.admin = await live.sign_in(*told.groups())
             await _is_confined(machine)
             await _restarts_under_load(machine, live, url)
             await _comes_back(machine, live)
     finally:
         await pg_server.drop(url)
+        shutil.rmtree(there.state_dir)
 
 
 async def _is_confined(machine: Machine) -> None:
@@ -112,10 +115,8 @@ async def _is_confined(machine: Machine) -> None:
     assert "StatusText=serving http://" in state
     pid = re.findall(r"MainPID=(\d+)", state)[0]
     status = machine.run(f"cat /proc/{pid}/status").stdout
-    assert re.search(r"^Seccomp:\s+2$", status, re.M) and re.search(
-        r"^NoNewPrivs:\s+1$", status, re.M
-    )
-    assert re.search(r"^CapEff:\s+0+$", status, re.M)
+    for line in (r"Seccomp:\s+2", r"NoNewPrivs:\s+1", r"CapEff:\s+0+"):
+        assert re.search(rf"^{line}$", status, re.M), status
     failed = machine.run("systemctl list-units --failed --plain --no-legend").stdout
     assert failed == ""
     # The first step of an upgrade, beside the daemon.

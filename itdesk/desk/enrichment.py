@@ -5,7 +5,7 @@ asks with the rights of whoever reported the ticket, because they can read what 
 new tickets are looked at, so that nothing that follows from a prediction leads to another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -82,16 +82,21 @@ class Enrichment:
         self._words = words
         self._ai = settings.ai
 
-    def job_type(self, *, modelled: bool) -> JobType:
+    def job_type(self, *, modelled: Callable[[], bool]) -> JobType:
         """Return the kind of job that looks at a new ticket; none is queued unless it is wanted."""
-        wanted = modelled or bool(self._ai.auto_apply)
-        on = wanted if self._ai.enrich is None else self._ai.enrich
+        enrich, applies = self._ai.enrich, bool(self._ai.auto_apply)
+
+        def is_wanted(event: Event) -> bool:
+            # A model's plugin comes and goes while the desk works.
+            return enrich or applies or modelled()
+
         return JobType(
             name=ENRICH,
             handle=self._enrich,
             concurrency=self._ai.concurrency,
             timeout_seconds=self._ai.background_seconds + _SPARE_SECONDS,
-            on_events=("ticket.created",) if on else (),
+            on_events=() if enrich is False else ("ticket.created",),
+            when=is_wanted,
             lane=_lane,
         )
 

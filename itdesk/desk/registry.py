@@ -180,7 +180,7 @@ class Registry:
             self.records[name] = Record(Section(), None, "left out", "left out by the safe mode")
             log.warning("plugin left out by the safe mode", plugin=name)
             return None
-        if off is not None:
+        if off is not None and not section.required:
             self.records[name] = Record(section, None, "off", off)
             log.warning("plugin is off", plugin=name, reason=off)
             return None

@@ -102,6 +102,8 @@ class Switchboard:
             return  # its section, or the safe mode, has the last word
         if record.state == "loaded" and (fixed := self._plugins.fixed(name)):
             record.pending = "" if switch.enabled else f"{told(switch)}; {fixed} takes a restart"
+        elif not switch.enabled and record.section.required:
+            log.warning("plugin stays on: it is required", plugin=name)  # said before it was
         elif not switch.enabled:
             await self._out(name, told(switch))
         elif record.state != "loaded":

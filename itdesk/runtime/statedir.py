@@ -58,6 +58,8 @@ def become_owner(state_dir: Path) -> None:
         os.setgroups([])
         os.setgid(status.st_gid)
     os.setuid(status.st_uid)
+    # Libraries look below it for certificates and passwords, and root's is closed to us now.
+    os.environ["HOME"] = str(state_dir)
 
 
 def prepare_state_dir(path: Path) -> Path:

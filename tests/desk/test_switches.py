@@ -37,6 +37,7 @@ class Plugin:
     name, itdesk_api, Settings = "busy", 1, Settings
     label, redirect_uri, creates_accounts = "Busy", None, None
     connected, secret = True, b""
+    embedding = None
 
     def __init__(self, settings):
         self.settings = settings
@@ -47,6 +48,9 @@ class Plugin:
     async def finish(self, attempt, answer): ...
     async def check(self): ...
     async def deliver(self, mail): ...
+    async def generate(self, prompt, *, schema): ...
+    def stream(self, prompt, *, schema): ...
+    async def embed(self, texts): ...
     async def receive(self, body, headers, *, digest, request_id): ...
     async def reconcile(self, *, since, project_key): ...
 
@@ -72,6 +76,9 @@ class Plugin:
 
     @hookimpl
     def itdesk_mailer(self, desk): return self
+
+    @hookimpl
+    def itdesk_model(self, desk): return self
 
     @hookimpl
     def itdesk_jobs(self, desk):
@@ -135,6 +142,7 @@ class Rig:
             "ITDESK_PLUGINS__BUSY__TIMEOUT_SECONDS": "0.3",
             "ITDESK_PLUGINS__BUSY__THEN": "",
             "ITDESK_MAIL__PLUGIN": "busy",
+            "ITDESK_AI__PLUGIN": "busy",
             **env,
         }
         async with bench_on(self.url, **env) as bench:
@@ -179,6 +187,7 @@ class Here:
             "provider": "busy" in desk.identities.providers,
             "tracker": "busy" in desk.trackers,
             "mailer": desk.mail.mailer is not None,
+            "model": desk.assist.model is not None,
             "route": "/plugins/busy/hello" in served,
             "metric": self.bench.metric("itdesk_busy_things_total") == 3,
             "hooks": bool(desk.plugins.hooks("busy")),
@@ -187,7 +196,7 @@ class Here:
 
 
 BAD: Any = SimpleNamespace(title="bad")
-ALL = {"job", "schedule", "provider", "tracker", "mailer", "route", "metric", "hooks"}
+ALL = {"job", "schedule", "provider", "tracker", "mailer", "model", "route", "metric", "hooks"}
 
 
 @pytest.fixture
@@ -239,6 +248,20 @@ async def test_queued_work_waits_while_its_plugin_is_off(rig: Rig) -> None:
         assert await here.waiting() == [queued]
         await here.turn(True)
         assert await here.work() == 2 and "busy.push" in here.plugin.done
+
+
+async def test_what_only_a_model_makes_worth_while_is_queued_while_there_is_one(rig: Rig) -> None:
+    """Whether it was there at the start does not matter."""
+    async with rig.desk() as here:
+        await here.turn(False)
+    async with rig.desk() as here:
+        counts = []
+        for enabled in (False, True, False):
+            await here.turn(enabled)
+            await here.bench.ticket(await here.bench.person())
+            query = "SELECT count(*) FROM jobs WHERE type = 'assist.enrich'"
+            counts.append(await here.bench.sql(query))
+        assert counts == [0, 1, 1]
 
 
 async def test_a_job_on_its_way_is_finished_or_cut_and_then_waits(rig: Rig) -> None:
@@ -371,6 +394,18 @@ async def test_who_is_off_stays_off_after_a_restart(rig: Rig) -> None:
         assert here.parts() == set() and not ran.exists()
         assert (await here.turn(True)).state == "loaded"
         assert here.parts() == ALL and ran.exists()
+
+
+async def test_who_became_required_after_it_was_switched_off_is_on(rig: Rig) -> None:
+    """The section has the last word, at the start and when a switch arrives from elsewhere."""
+    async with rig.desk() as here:
+        await here.turn(False)
+    async with rig.desk(ITDESK_PLUGINS__BUSY__REQUIRED="true") as here, rig.desk() as other:
+        assert here.parts() == ALL and other.parts() == set()
+        await other.turn(True)
+        await other.turn(False)
+        await here.desk.switchboard.apply()
+        assert here.parts() == ALL and other.parts() == set()
 
 
 async def test_other_daemons_on_the_database_do_the_same(rig: Rig) -> None:

@@ -142,14 +142,14 @@ async def test_comments_told_in_the_wrong_order_are_right_without_a_walk(databas
         assert await scene.said(issue.key) == ["second"]
 
 
-HERE = {
+HERE: dict[str, Any] = {
     "title": ("One", "Two", "Three"),
     "description": ("first", "second\n\nand more"),
     "status": ("open", "in_progress", "blocked", "closed"),
     "priority": ("low", "medium", "high", "critical"),
     "tags": (["vpn"], ["vpn", "on_site"], []),
 }
-THERE = {
+THERE: dict[str, Any] = {
     "summary": ("Un", "Deux", "Trois"),
     "description": ("premier", "deuxieme"),
     "status": ("To Do", "In Progress", "Waiting for customer", "Done"),
@@ -182,8 +182,8 @@ async def both_edit(scene: Scene, dice: random.Random) -> None:
                 await scene.edit(ticket, **{name: dice.choice(HERE[name])})
             case 1:
                 name = dice.choice(list(THERE))
-                fields: dict[str, Any] = {name: dice.choice(THERE[name])}
-                scene.jira.change(issue, by=None, **fields)
+                told: dict[str, Any] = {name: dice.choice(THERE[name])}
+                scene.jira.change(issue, **told)
             case 2:
                 await scene.bench.desk.tickets.comment(person, str(ticket.id), f"here {here}")
                 here += 1

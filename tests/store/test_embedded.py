@@ -460,6 +460,7 @@ def test_root_works_for_the_owner_of_the_state_directory(
         "    bindir =",
         "    from itdesk.runtime.statedir import become_owner\n"
         "    become_owner(pathlib.Path(state))\n"
+        "    assert __import__('os').environ['HOME'] == state\n"
         "    bindir =",
     )
     assert games("root", script).split()[:2] == games("games", _PROCESS).split()[:2]

@@ -21,13 +21,16 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-mkdir "$root/dev/pts" "$root/dev/shm"
-mount -t devpts devpts "$root/dev/pts"
+mkdir "$root"/dev/{pts,shm,mqueue}
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+mount -t mqueue mqueue "$root/dev/mqueue"
+# Without these PrivateDevices= fails.
+ln -s pts/ptmx "$root/dev/ptmx"
 
 # --- the units -------------------------------------------------------------------------------
 rm -rf "$root"/{etc,lib}/systemd/system/*.target.wants "$root"/etc/systemd/system/*itdesk* \
-    "$root"/var/log/journal
+    "$root"/etc/init.d/* "$root"/etc/rc?.d "$root"/var/log/journal
 units=$root/etc/systemd/system
 printf '[Unit]\nDefaultDependencies=no\nWants=systemd-journald.service\nAfter=systemd-journald.service\n' \
     >"$units/sysinit.target"
@@ -54,7 +57,6 @@ ln -s /opt/itdesk/bin/itdesk "$root/usr/local/bin/itdesk"
 
 # A chroot alone would not do: what is in one may make no user namespace (PrivateUsers=).
 cd "$root"
-pivot_root . mnt
-umount -l mnt
+mount --move . /
 exec chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     container=itdesk-tests /lib/systemd/systemd --system --unit=multi-user.target
