@@ -60,6 +60,7 @@ class Switchboard:
         self._desk = desk
         self._plugins = desk.plugins
         self._applied = {name: switch.turn for name, switch in begun.items()}
+        self._failed: dict[str, int] = {}
         self._one = asyncio.Lock()
         self._moved = asyncio.Event()
 
@@ -87,14 +88,26 @@ class Switchboard:
         return await self.look(caller, name)
 
     async def apply(self) -> None:
-        """Do what the switches say that was not done yet; one that is cut short is done again."""
+        """Do what the switches say that was not done yet.
+
+        One that is cut short or fails is done again, at the next time.
+        """
         async with self._one:
             for name, switch in (await self.switches.read()).items():
-                if self._applied.get(name, 0) != switch.turn:
+                if self._applied.get(name, 0) == switch.turn:
+                    continue
+                try:
                     await self._apply(name, switch)
-                    self._applied[name] = switch.turn
-                    self._moved.set()
-                    self._moved = asyncio.Event()
+                except Exception as exc:  # noqa: BLE001 - the others are switched all the same
+                    trace = None if self._failed.get(name) == switch.turn else exc
+                    self._failed[name] = switch.turn
+                    log.error(
+                        "plugin not switched", plugin=name, reason=reason(exc), exc_info=trace
+                    )
+                    continue
+                self._applied[name] = switch.turn
+                self._moved.set()
+                self._moved = asyncio.Event()
 
     async def _apply(self, name: str, switch: Switch) -> None:
         record = self._plugins.registry.records.get(name)
