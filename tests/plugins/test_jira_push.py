@@ -8,8 +8,9 @@ import pytest
 
 from itdesk.desk.accounts import NewUser
 from itdesk.model import SYSTEM, Caller, Change, Event, Role, Source
+from tests.support.desk import bench_on
 from tests.support.jira import Dialect
-from tests.support.jira_scene import Scene, scene_on
+from tests.support.jira_scene import Scene, connection, scene_on
 
 
 @pytest.fixture(params=["cloud", pytest.param("datacenter", marks=pytest.mark.slow)])
@@ -283,3 +284,32 @@ async def test_a_pushed_ticket_that_is_moved_keeps_its_title(database_url: str) 
         await scene.work()
         assert issue.summary == f"[{moved.key}] {ours.title}"
         await quiet(scene, moved.key)
+
+
+async def test_what_was_changed_while_it_was_switched_off_goes_out_once_it_is_on(
+    database_url: str,
+) -> None:
+    """O-05: before Jira's next update overwrites it, and once, though two daemons catch up."""
+    async with (
+        scene_on(database_url) as scene,
+        bench_on(database_url, **connection(scene.jira)) as other,
+    ):
+        issue, ticket = await scene.mirrored()
+        person = await agent(scene, "Ann", "ann@example.org")
+        await scene.switch(enabled=False)
+        await other.desk.switchboard.apply()
+        assert not scene.bench.desk.mirror._rules
+        await scene.edit(ticket, title="VPN is slow", status="in_progress")
+        await scene.bench.desk.tickets.comment(person, ticket.key, "On it")
+        assert await scene.jobs() == []
+        scene.jira.change(issue, priority="Low")
+        await scene.switch(enabled=True)
+        await other.desk.switchboard.apply()
+        await scene.hear()
+        assert (await scene.ticket(issue.key)).title == "VPN is slow"
+        await scene.work()
+        said = [one.text.splitlines()[-1] for one in issue.comments]
+        assert (issue.summary, issue.status, said) == ("VPN is slow", "In Progress", ["On it"])
+        await scene.switch(enabled=False)
+        await scene.switch(enabled=True)
+        assert [state for state, _ in await scene.jobs()] == ["done", "done"]
