@@ -448,7 +448,7 @@ async def test_what_was_cut_short_is_done_again(rig: Rig) -> None:
 
 async def test_a_switch_that_fails_holds_up_no_other(rig: Rig) -> None:
     """O-01: it is done at the next time."""
-    async with rig.desk(ITDESK_PLUGINS__JIRA__BREAKER_SECONDS="1") as here:
+    async with rig.desk(ITDESK_PLUGINS__JIRA__ENABLED="true") as here:
         board = here.desk.switchboard
         for name in ("busy", "jira"):
             await board.switches.turn(here.boss, name, enabled=False)

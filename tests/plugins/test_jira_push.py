@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from itdesk.desk import missed
 from itdesk.desk.accounts import NewUser
 from itdesk.model import SYSTEM, Caller, Change, Event, Role, Source
 from tests.support.desk import bench_on
@@ -287,24 +288,25 @@ async def test_a_pushed_ticket_that_is_moved_keeps_its_title(database_url: str) 
 
 
 async def test_what_was_changed_while_it_was_switched_off_goes_out_once_it_is_on(
-    database_url: str,
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-05: before Jira's next update overwrites it, and once, though two daemons catch up."""
-    async with (
-        scene_on(database_url) as scene,
-        bench_on(database_url, **connection(scene.jira)) as other,
-    ):
+    """O-05: before Jira's next update overwrites it, and once, though two daemons catch up, one of
+    which was started meanwhile."""
+    monkeypatch.setattr(missed, "BATCH", 1)
+    async with scene_on(database_url) as scene:
         issue, ticket = await scene.mirrored()
-        person = await agent(scene, "Ann", "ann@example.org")
+        person = await scene.bench.person(Role.AGENT)
         await scene.switch(enabled=False)
-        await other.desk.switchboard.apply()
         assert not scene.bench.desk.mirror._rules
-        await scene.edit(ticket, title="VPN is slow", status="in_progress")
-        await scene.bench.desk.tickets.comment(person, ticket.key, "On it")
-        assert await scene.jobs() == []
-        scene.jira.change(issue, priority="Low")
-        await scene.switch(enabled=True)
-        await other.desk.switchboard.apply()
+        async with bench_on(database_url, **connection(scene.jira)) as other:
+            await scene.edit(ticket, title="VPN is slow", status="in_progress")
+            await scene.bench.desk.tickets.comment(person, ticket.key, "On it")
+            scene.jira.change(issue, priority="Low")
+            assert await scene.jobs() == []
+            boss = await other.person(Role.ADMIN)
+            await other.desk.switchboard.turn(boss, "jira", enabled=True)
+            assert len(await scene.jobs()) == 2
+        await scene.bench.desk.switchboard.apply()
         await scene.hear()
         assert (await scene.ticket(issue.key)).title == "VPN is slow"
         await scene.work()
