@@ -6,13 +6,13 @@ exception and do not tell whose result is whose. Every hook goes through `Plugin
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -43,6 +43,7 @@ FIXED: Mapping[str, str] = {"itdesk_storage": "a storage", "itdesk_scan_engine":
 
 OFF_SECONDS = 30
 
+R = TypeVar("R")
 Refusal = Callable[[str], Exception]
 
 log = get_logger("plugin")
@@ -176,6 +177,14 @@ class Plugins:
         self.served.pop(name, None)
         self.registry.forget(name, state, why)
         log.info("plugin is off", plugin=name, reason=why)
+
+    async def inside(self, name: str, work: Callable[[], Awaitable[R]]) -> R:
+        """Let what a plugin gave do its work: switching the plugin off waits for that, or cuts it.
+
+        Raises Unavailable E_PLUGIN_OFF when it is switched off.
+        """
+        gate = self.registry.records[name].gate
+        return await gate.guarded(lambda _: work(), partial(_closed, name))(None)
 
     def fixed(self, name: str) -> str:
         """Return what of a plugin only a restart takes out, or nothing."""
