@@ -194,11 +194,24 @@ async def test_what_fails_otherwise_counts_whoever_asked() -> None:
     breaker.failed()
     breaker.failed(late="one")
     assert breaker.open
+
+
+async def test_what_worked_in_between_begins_the_count_again() -> None:
+    breaker = Breaker(FakeClock(), 30)
+    for _ in range(2):
+        breaker.failed(late="one")
+        breaker.failed()
+        breaker.worked()
+    breaker.failed(late="one")
+    breaker.failed(late="one")
+    breaker.failed()
+    assert not breaker.open
     breaker.worked()
     breaker.failed(late="one")
-    for _ in range(2):
-        assert not breaker.open
-        breaker.failed()
+    breaker.worked()
+    breaker.failed(late="one")
+    breaker.failed()
+    breaker.failed()
     assert breaker.open
 
 
