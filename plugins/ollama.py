@@ -315,7 +315,8 @@ def _decoded(raw: bytes) -> dict[str, Any]:
 def _vectors(raw: bytes, count: int) -> list[list[float]]:
     """Return so many vectors; meant for a thread, where what takes long stops nobody."""
     # Decoding stops everybody in a thread as well: what would take long is told beforehand.
-    if raw.count(b",") > count * MOST_DIMENSIONS + _AROUND or raw.count(b"[") > count + _AROUND:
+    objects = raw.count(b"[") + raw.count(b"{")
+    if raw.count(b",") > count * MOST_DIMENSIONS + _AROUND or objects > count + _AROUND:
         raise Unavailable("Ollama answers more than was asked.")
     vectors = _decoded(raw).get("embeddings")
     if not isinstance(vectors, list) or len(vectors) != count or not all(map(_is_vector, vectors)):

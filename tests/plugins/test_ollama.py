@@ -77,12 +77,14 @@ async def test_vectors_that_are_none_are_not_used(
 
 
 @pytest.mark.parametrize("texts", [1, 32])
-@pytest.mark.parametrize("piece", [b"[],", b"0,", b"[", b'{"a":1},'])
+@pytest.mark.parametrize(
+    ("piece", "count"), [(b"[],", 8000), (b"0,", 13_000), (b"[", 8000), (b'{"a":1},', 8000)]
+)
 async def test_vectors_that_are_many_things_are_refused_before_they_are_decoded(
-    plugin: Plugin, ollama: FakeOllama, piece: bytes, texts: int
+    plugin: Plugin, ollama: FakeOllama, piece: bytes, count: int, texts: int
 ) -> None:
     """P-09: decoding a million objects stopped everybody for seconds."""
-    much = piece * (texts * 13_000)
+    much = piece * (texts * count)
     ollama.embeds = lambda texts: b'{"embeddings":[' + much + b"0]}"
     with pytest.raises(Unavailable, match="answers more than was asked"):
         await plugin.embed(["a"] * texts)
