@@ -314,10 +314,10 @@ class Plugins:
         await self._call("itdesk_event", desk=desk, event=event)
 
     async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
-        """Return what plugins know about a query and the caller may see, best first."""
+        """Return what plugins know about a query and the caller may see, in no order of worth."""
+        # A score may be anything: whoever looks at the passages one by one puts them in order.
         answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
-        found = [passage for answer in answers for passage in answer.result or ()]
-        return sorted(found, key=lambda passage: -passage.score)
+        return [passage for answer in answers for passage in answer.result or ()]
 
     # --- calling ---------------------------------------------------------------------------
 
