@@ -66,7 +66,7 @@ class Meanings:
     async def _some(self) -> int:
         """Make up to a batch of vectors; return how many."""
         model = self._assist.embedding
-        if model is None or not self._assist.available:
+        if model is None or not self._assist.admits(background=True):
             return 0
         async with self._db.connection() as conn:
             found = await embeddings.stale(conn, model, limit=BATCH)

@@ -121,7 +121,7 @@ class Writing:
         else:
             points = [f"- {point}" for point in answer.open_points if point]
             listed = "\n".join(["", "Open:", *points]) if points else ""
-            text, source, note = answer.summary + listed, self._assist.source, _BY_MODEL
+            text, source, note = answer.summary + listed, answer.source, _BY_MODEL
         return await self._kept(caller, ticket, SuggestionKind.SUMMARY, text, source, note)
 
     async def draft(self, caller: Caller, ref: str) -> Written:
@@ -132,7 +132,7 @@ class Writing:
         answer, known = await self._reply(caller, ticket, asked)
         if answer is not None:
             return await self._kept(
-                caller, ticket, SuggestionKind.REPLY, answer.reply, self._assist.source, _BY_MODEL,
+                caller, ticket, SuggestionKind.REPLY, answer.reply, answer.source, _BY_MODEL,
                 cited(known),
             )  # fmt: skip
         heard = hear(self._words, [f"{ticket.title}\n{ticket.description}"], None)
