@@ -213,6 +213,8 @@ async def test_ctrl_c_ends_a_command_with_130(new_daemon: NewDaemon) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "itdesk", "--state-dir", str(daemon.state_dir), "db", "wait",
             env=daemon.environ(), stderr=asyncio.subprocess.PIPE,
+            # A run in the background of a shell ignores it, and so would whom it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         await came.wait()
         process.send_signal(signal.SIGINT)
