@@ -235,10 +235,13 @@ class Plugin:
             except JiraFailure as exc:
                 log.warning("jira not reached", problem=exc.message, said=exc.said)
                 pause = self._settings.probe_seconds
+            except Exception as exc:  # noqa: BLE001 - a look at Jira is no reason to leave
+                log.error("jira not looked at", exc_info=exc)
+                pause = self._settings.probe_seconds
             await self._clock.sleep(pause)
 
     async def _check(self, client: Client) -> None:
-        said = await client.call("GET", "/rest/api/2/serverInfo")
+        said = await client.server()
         really = "cloud" if said.get("deploymentType") == "Cloud" else "datacenter"
         spoken = await client.dialect()
         self._mismatch = ""

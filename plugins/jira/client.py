@@ -91,11 +91,13 @@ class Client:
     async def dialect(self) -> Dialect:
         """Return which REST version is spoken: as configured, or as Jira itself says, once."""
         if self._dialect is None:
-            # Version 2 is served by both.
-            said = await self.call("GET", "/rest/api/2/serverInfo")
-            cloud = isinstance(said, dict) and said.get("deploymentType") == "Cloud"
+            cloud = (await self.server()).get("deploymentType") == "Cloud"
             self._dialect = "cloud" if cloud else "datacenter"
         return self._dialect
+
+    async def server(self) -> dict[str, Any]:
+        """Return what Jira says of itself."""
+        return _mapping(await self.call("GET", _SERVER))
 
     async def api(self, method: str, path: str, **how: Any) -> Any:
         """Send one request below /rest/api/<version>; see `call`."""
@@ -117,9 +119,14 @@ class Client:
         times.
         """
         attempts = ATTEMPTS if method in ("GET", "HEAD") else 1
+        vouched = False
         for attempt in range(1, attempts + 1):
+            # Before the trouble of one issue closes Jira to everybody, Jira itself is asked.
+            if scope and not vouched and self.breaker.is_doubtful:
+                await self._send("GET", _SERVER)
+                vouched = True
             try:
-                return await self._send(method, path, params=params, json=json, scope=scope)
+                return await self._send(method, path, params, json, scope, vouched=vouched)
             except Unavailable:
                 if attempt == attempts or self.breaker.is_open:
                     raise
@@ -238,16 +245,29 @@ class Client:
     # --- sending ---------------------------------------------------------------------------
 
     async def _send(
-        self, method: str, path: str, *, params: Mapping[str, Any] | None, json: Any, scope: str
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        scope: str = "",
+        *,
+        vouched: bool = False,
     ) -> Any:
+        """Send one request; when Jira as a whole is `vouched` for, a failure is the issue's own."""
         self._require_open(scope)
         started, outcome = self._clock.monotonic(), "cancelled"
         try:
             answer = await self._exchange(method, path, params, json, scope)
             outcome = "ok"
+            if self.refused:
+                log.info("jira accepts the account again")
+            self.breaker.worked()
+            self.problem, self.refused = "", False
+            return answer
         except JiraFailure as exc:
             outcome = type(exc).__name__.lower()
-            if isinstance(exc, Unavailable):
+            if isinstance(exc, Unavailable) and not (vouched and exc.sent):
                 self.breaker.failed()
             else:
                 self.breaker.worked()
@@ -259,11 +279,6 @@ class Client:
             raise
         finally:
             self._observe(outcome, self._clock.monotonic() - started)
-        self.breaker.worked()
-        if self.refused:
-            log.info("jira accepts the account again")
-        self.problem, self.refused = "", False
-        return answer
 
     def _require_open(self, scope: str) -> None:
         """Raise what Jira last said, as long as it must not be asked again."""
@@ -352,6 +367,8 @@ class Client:
         return RateLimited(seconds, limited)
 
 
+# Version 2 is served by both dialects.
+_SERVER: Final = "/rest/api/2/serverInfo"
 _REFUSED_ACCOUNT = (
     "Jira does not accept the account: check JIRA_EMAIL and JIRA_API_TOKEN (tokens expire)."
 )

@@ -118,6 +118,9 @@ class Knowledge:
         except JiraFailure as exc:
             self._fresh_until = self._clock.monotonic() + FAILED_SECONDS
             log.warning("comments of jira not fetched", problem=exc.message, said=exc.said)
+        except Exception as exc:  # noqa: BLE001 - else every prompt would ask anew
+            self._fresh_until = self._clock.monotonic() + FAILED_SECONDS
+            log.error("comments of jira not fetched", exc_info=exc)
 
     async def _fetched(self) -> list[Remark]:
         project = self._client.settings.project_key

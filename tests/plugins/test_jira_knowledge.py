@@ -160,3 +160,17 @@ def test_no_query_takes_long() -> None:
     """A pasted log of a megabyte is cut before it is looked at."""
     said = [remark("vpn client") for _ in range(1000)]
     assert rank("mail " * 500_000 + "vpn", said, internal=True) == []
+
+
+async def test_a_failure_nobody_thought_of_is_not_repeated_at_once() -> None:
+    """Whatever it is: an asker who comes within the minute does not ask Jira again."""
+    async with fake_jira() as jira, knowing(jira) as (known, clock):
+        # A time that no calendar has breaks the ordering of comments, say.
+        async with known._client.session():
+            await known._client._session.close()
+            assert await known.find(SYSTEM, "vpn") == []
+        jira.say(jira.issue("VPN"), "restart the vpn client")
+        async with known._client.session():
+            assert await known.find(SYSTEM, "vpn") == [] and fetches(jira) == 0
+            clock.at += 61
+            assert len(await known.find(SYSTEM, "vpn")) == 1
