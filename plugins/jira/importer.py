@@ -263,7 +263,7 @@ class Importer:
         for comment in (
             await self._outbound.unsent_comments(ticket.id, comments) if comments else ()
         ):
-            await self._pusher.say(ticket, key, comment, look=step.issue is not None)
+            await self._pusher.say(ticket, key, comment.id, look=step.issue is not None)
             said += 1
         if ticket.resolution:
             said += await self._resolution(ticket, key, look=step.issue is not None)

@@ -6,6 +6,7 @@ about to be sent is noted before, so that its echo is known as one, and so that 
 sending was cut is looked for instead of sent twice.
 """
 
+import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 
 from itdesk.errors import NotFound
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
-from itdesk.model import SYSTEM, Comment, Event, Source, Status, Ticket
+from itdesk.model import SYSTEM, Event, Source, Status, Ticket
 from itdesk.remote import Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.runtime.log import get_logger
 
@@ -114,6 +115,9 @@ class Pusher:
             ticket = await self._desk.tickets.get(SYSTEM, str(told.ticket_id))
             if ticket.external is None or ticket.external.source != mapping.SOURCE:
                 return
+            if (await self._outbound.shadow(ticket.id)).creating:
+                # Whoever opens the issue says all of the ticket there, and has not ended.
+                raise RetryLater(self._pause(), "an import opens its issue", counted=False)
             if told.fields:
                 await self._fields(job, ticket, told.fields)
             if told.comment_id is not None:
@@ -125,7 +129,9 @@ class Pusher:
 
     async def _react(self, told: Push, exc: JiraFailure) -> None:
         """Raise what the job has to do about a failure of Jira's."""
-        log.info("change not sent", ticket=told.ticket_id, problem=exc.message, said=exc.said)
+        refused_here = isinstance(exc, Unavailable) and not exc.sent
+        note = log.debug if refused_here else log.info
+        note("change not sent", ticket=told.ticket_id, problem=exc.message, said=exc.said)
         breaker = self._client.breaker
         if isinstance(exc, RateLimited):
             raise RetryLater(exc.seconds, exc.message, counted=False) from exc
@@ -134,7 +140,7 @@ class Pusher:
         if isinstance(exc, Unavailable):
             if breaker.is_open:
                 # Jira is out for everybody: that is no fault of this change, and may last.
-                pause = max(breaker.remaining, 0.5)
+                pause = self._pause(breaker.remaining) if refused_here else breaker.remaining
                 raise RetryLater(pause, exc.message, counted=False) from exc
             raise exc
         self._count.labels("refused").inc()
@@ -144,6 +150,10 @@ class Pusher:
             if ticket.external is None or await self._outbound.is_gone(ticket.external.id):
                 return
         raise GiveUp(exc.message) from exc
+
+    def _pause(self, least: float = 0.0) -> float:
+        """Return for how long what waits for the same thing waits, each for another time."""
+        return least + random.uniform(0.1, 1.0) * self._settings.probe_seconds
 
     # --- fields ----------------------------------------------------------------------------
 
@@ -249,6 +259,8 @@ class Pusher:
         if theirs.get("status") is ticket.status:
             return
         if (way := await self._way(ticket, key)) is not None:
+            mark = mark_of("status", ticket.status)
+            await self._outbound.sending(ticket.id, {"status": mark}, meant=["status"])
             await self._transit(key, ticket, way)
 
     async def replace(self, ticket: Ticket, key: str, fields: Mapping[str, Any]) -> None:
@@ -301,16 +313,21 @@ class Pusher:
     # --- comments --------------------------------------------------------------------------
 
     async def _comment(self, job: "Job", ticket: Ticket, comment_id: UUID) -> None:
-        found = await self._outbound.comment(comment_id)
-        if found is None or found[1] is not None:
-            return  # gone, or there already
         assert ticket.external is not None
         async with job.sending():
-            await self.say(ticket, ticket.external.id, found[0])
-        self._count.labels("sent").inc()
+            said = await self.say(ticket, ticket.external.id, comment_id)
+        if said:
+            self._count.labels("sent").inc()
 
-    async def say(self, ticket: Ticket, key: str, comment: Comment, *, look: bool = False) -> None:
-        """Say a comment in Jira, once; `look` for it there first, in any case."""
+    async def say(self, ticket: Ticket, key: str, comment_id: UUID, *, look: bool = False) -> bool:
+        """Say a comment in Jira, once; `look` for it there first, in any case.
+
+        Returns False when there is nothing to say: it is gone, or there already.
+        """
+        found = await self._outbound.comment(comment_id)
+        if found is None or found[1] is not None:
+            return False
+        comment = found[0]
         text = wording.worded(comment.author_name, comment.body)
         made = await self.say_once(
             ticket, key, f"comment/{comment.id}", text, internal=comment.internal, look=look
@@ -323,6 +340,7 @@ class Pusher:
             remote_id=str(made["id"]),
             updated_at=mapping.time_of(made.get("updated")),
         )
+        return True
 
     async def say_once(
         self,
