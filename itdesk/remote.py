@@ -16,6 +16,9 @@ from uuid import UUID
 # The fields that both sides may change.
 SHARED: Final = ("title", "description", "status", "priority", "tags", "assignee")
 
+# How the names begin under which comments are sent that only say what the ticket says itself.
+ONLY_SAID: Final = "resolution/"
+
 
 @dataclass(frozen=True, slots=True)
 class RemotePerson:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from itdesk.errors import NotFound
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
 from itdesk.model import SYSTEM, Event, Source, Status, Ticket
-from itdesk.remote import Rules, Shadow, Winner, fingerprint, mark_of
+from itdesk.remote import RemoteIssue, Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.runtime.log import get_logger
 
 from . import mapping, wording
@@ -188,8 +188,7 @@ class Pusher:
         async with job.sending():
             await self._write(key, ticket, payload, way)
         self._count.labels("sent").inc()
-        told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
-        await self._desk.mirror.tell(told)
+        await self._desk.mirror.tell(await self.heard(key))
 
     def _may_send(
         self,
@@ -252,6 +251,10 @@ class Pusher:
                         status=ticket.status)  # fmt: skip
         return found
 
+    async def heard(self, key: str) -> RemoteIssue:
+        """Return what an issue says now."""
+        return mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+
     async def move(self, ticket: Ticket, key: str) -> None:
         """Let an issue go to its ticket's status, if there is a way and it is not there yet."""
         raw = await self._client.issue(key, fields="status")
@@ -268,7 +271,7 @@ class Pusher:
         marks = {name: mark_of(name, v) for name, v in mapping.fields_of(fields).items()}
         await self._outbound.sending(ticket.id, marks, meant=list(marks))
         await self.edit(key, ticket, fields)
-        told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+        told = await self.heard(key)
         if "assignee" in marks and told.fields.get("assignee") is not None:
             # People are named in one way and told of in another.
             person = mark_of("assignee", told.fields["assignee"])
