@@ -200,6 +200,13 @@ def test_only_these_routes_are_not_limited() -> None:
     }  # fmt: skip
 
 
+def test_whatever_asks_a_model_counts_against_the_limit_of_its_own() -> None:
+    """The model is slow and everybody's."""
+    assert {route.path for route in ROUTES if route.rate == "ai"} == {
+        "/ai/classify", "/ai/chat", "/tickets/{ticket}/summary", "/tickets/{ticket}/draft-reply",
+    }  # fmt: skip
+
+
 # --- a storm ----------------------------------------------------------------------------------
 
 

@@ -67,7 +67,7 @@ async def test_slow_clients_are_cut_off_and_nobody_else_notices(
     pg_server: Server, sockets: int
 ) -> None:
     """P-01: 500 sockets of each kind at once; each closed in its time, honest p99 at most twice
-    what it was, new connects served all the while, and nothing kept of them afterwards."""
+    what it was, new connects served all the while, and no file of theirs left open."""
     async with started(pg_server) as live:
         people = [await live.person() for _ in range(4)]
         (await live.nobody.call("GET", "/openapi.json")).expect(200)  # made at the first asking

@@ -43,5 +43,9 @@ OF: Mapping[str, Mapping[int, str]] = {
     "restore": {
         INCOMPLETE: "restored; files were missing when the backup was made: stderr names them"
     },
+    "jira import": {
+        FAILURE: "Jira is not configured, or was away",
+        USAGE: "some tickets could not be sent: stderr names them",
+    },
     "jira reconcile": {FAILURE: "Jira was away, or some issues could not be compared"},
 }

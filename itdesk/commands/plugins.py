@@ -196,7 +196,7 @@ def new(name: str, directory: Path) -> None:
     click.echo(f"               [plugins.{name}]")
 
 
-@plugins.command()
+@plugins.command(epilog=examples("itdesk plugins enable smtp"))
 @click.argument("name")
 @click.pass_obj
 def enable(context: Context, name: str) -> None:
@@ -204,7 +204,7 @@ def enable(context: Context, name: str) -> None:
     _turn(context, name, enabled=True)
 
 
-@plugins.command()
+@plugins.command(epilog=examples("itdesk plugins disable smtp"))
 @click.argument("name")
 @click.pass_obj
 def disable(context: Context, name: str) -> None:

@@ -18,7 +18,12 @@ class Switch:
 
 
 async def all_of(conn: Any) -> dict[str, Switch]:
-    """Return every switch that was ever used, by plugin."""
+    """Return every switch that was ever used, by plugin; none where there is no schema yet.
+
+    A restore looks at the storage before there is one.
+    """
+    if await conn.fetchval("SELECT to_regclass('plugin_switches')") is None:
+        return {}
     query = """
         SELECT s.name, s.enabled, s.turn, u.name AS changed_by, s.changed_at
         FROM plugin_switches s LEFT JOIN users u ON u.id = s.changed_by

@@ -47,7 +47,11 @@ def reconcile(context: Any, since: str | None, project_key: str | None) -> None:
         raise SystemExit(1)
 
 
-@click.command("import")
+@click.command(
+    "import",
+    epilog="\b\nExamples:\n  itdesk jira import --limit 80             # the plan\n"
+    "  itdesk jira import --limit 80 --apply",
+)
 @click.option("--limit", type=click.IntRange(1), help="At most so many tickets.")
 @click.option("--apply", is_flag=True, help="Do it; without, nothing is sent.")
 @click.option(

@@ -167,6 +167,17 @@ async def test_what_is_right_already_is_not_suggested(plain: Bench) -> None:
     assert await suggested(plain, shut) == {}
 
 
+async def test_nobody_asks_about_a_ticket_that_is_closed_already(
+    bench: Bench, ollama: FakeOllama
+) -> None:
+    alice = await bench.person()
+    ticket = await bench.desk.tickets.create(alice, NewTicket("VPN is down"))
+    await bench.desk.tickets.update(alice, ticket.key, {"status": Status.CLOSED})
+    await work(bench)
+    assert ollama.calls() == []
+    assert (await bench.desk.tickets.get(alice, ticket.key)).version == 2
+
+
 async def test_the_second_ticket_about_the_same_is_said_to_be_a_duplicate(plain: Bench) -> None:
     alice, bob = await plain.person(), await plain.person()
     text = "Since the update the export to the archive stops at half."
