@@ -7,6 +7,7 @@ finishes.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from itdesk.errors import Conflict, DeskError
@@ -17,13 +18,13 @@ from itdesk.runtime.log import get_logger
 from . import mapping, wording
 from .client import Client
 from .failures import JiraFailure, Missing, RateLimited, Refused, Unauthorized, Unavailable
-from .plan import Options, Step, Target, labels_of
+from .patience import patient
+from .plan import LONGEST_PAUSE, Options, Step, Target, labels_of
 from .push import PUSH, Pusher
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
 
-LONGEST_PAUSE: Final = 120.0
 # What comes back of a new issue as it was sent; people are named in one way and told of in another.
 _AS_SENT: Final = ("summary", "description", "labels", "priority")
 
@@ -87,15 +88,7 @@ class Importer:
 
     async def _patient(self, step: Step, summary: Summary) -> None:
         """Do one step; when Jira wants a pause, make it and go on where it was."""
-        waited = 0.0
-        while True:
-            try:
-                return await self._do(step, summary)
-            except RateLimited as exc:
-                waited += exc.seconds
-                if waited > LONGEST_PAUSE:
-                    raise
-                await self._desk.clock.sleep(exc.seconds)
+        await patient(self._desk.clock, partial(self._do, step, summary), longest=LONGEST_PAUSE)
 
     async def _do(self, step: Step, summary: Summary) -> None:
         # A plan may be hours old: what is sent is the ticket as it is now.

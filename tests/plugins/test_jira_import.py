@@ -510,3 +510,39 @@ async def test_a_resolution_that_is_told_back_at_once_makes_no_comment(database_
         assert await scene.said(ticket.key) == []
         assert (await job.run()).created == 1
         assert len(only(scene.jira).comments) == 1
+
+
+async def test_updating_never_takes_an_issue_out_of_somebodys_hands(database_url: str) -> None:
+    """S4-29: only a ticket's own assignee is sent to an issue that is there."""
+    async with importing(database_url) as (scene, job):
+        bob = scene.jira.user("Bob", "bob@example.org")
+        new = NewUser("bob@example.org", "Bob", Role.AGENT)
+        await scene.bench.desk.accounts.create(SYSTEM, new)
+        await opened(scene)
+        await job.run()
+        issue = only(scene.jira)
+        assert issue.assignee is bob
+        jane = scene.jira.user("Jane", "jane@example.org")
+        scene.jira.change(issue, assignee=jane)
+        assert (await job.run(update_existing=True)).updated == 1
+        assert issue.assignee is jane
+
+
+async def test_a_limit_takes_what_is_not_there_yet_first(database_url: str) -> None:
+    """S4-26: else --update-existing would do the same oldest ones at every run."""
+    async with importing(database_url) as (scene, job):
+        old = await opened(scene, "Old")
+        await job.run()
+        new = await opened(scene, "New")
+        steps = await job.plan(limit=1, update_existing=True)
+        assert [(step.action, step.ticket.id) for step in steps] == [("create", new.id)]
+        steps = await job.plan(update_existing=True)
+        assert [step.ticket.id for step in steps] == [new.id, old.id]
+
+
+async def test_a_plan_waits_when_jira_wants_a_pause(database_url: str) -> None:
+    """R-21: a 429 of a second is no reason to end."""
+    async with importing(database_url) as (scene, job):
+        await opened(scene)
+        scene.jira.limit(1, method="GET", path="/search", times=1)
+        assert [step.action for step in await job.plan()] == ["create"]
