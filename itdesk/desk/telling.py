@@ -333,7 +333,9 @@ class Telling:
             await self._touch(ticket_id, "comment.added", comment_id, comment)
             return True
         body = self._rules.said(known.author_name, comment.body)
-        same = (known.body, known.internal) == (body, comment.internal)
+        # What nothing is told of stays as hidden as it is.
+        internal = comment.internal or (known.internal and not comment.sure)
+        same = (known.body, known.internal) == (body, internal)
         newer = known.updated_at is None or (
             comment.updated_at is not None and comment.updated_at > known.updated_at
         )
@@ -343,11 +345,11 @@ class Telling:
             self._conn,
             known.id,
             body=body,
-            internal=comment.internal,
+            internal=internal,
             updated_at=comment.updated_at,
         )
         # What either of the two was hidden from must not learn of it by the other.
-        hidden = comment.internal or known.internal
+        hidden = internal or known.internal
         await self._touch(ticket_id, "comment.updated", known.id, comment, internal=hidden)
         return True
 

@@ -35,6 +35,8 @@ LONGEST_LIMIT: Final = 3600.0
 DEFAULT_LIMIT: Final = 30.0
 # Read by no one but an operator, and only a beginning of it.
 LONGEST_SAID: Final = 300
+# Data Center says there only who may read a comment.
+_WITH_PROPERTIES: Final[Mapping[str, Any]] = {"expand": "properties"}
 MOST_VALUES: Final = 2000
 
 log = get_logger("jira")
@@ -164,20 +166,16 @@ class Client:
 
     async def latest_comments(self, key: str, count: int) -> list[dict[str, Any]]:
         """Return the last comments of an issue, the newest first."""
-        params = {"orderBy": "-created", "maxResults": count, "startAt": 0}
+        params = {"orderBy": "-created", "maxResults": count, **_WITH_PROPERTIES}
         page = _mapping(await self.api("GET", _at(key, "comment"), params=params, scope=key))
         return _mappings(page.get("comments"))
 
-    async def comments(
-        self, key: str, *, most: int = 5000, properties: bool = False
-    ) -> list[dict[str, Any]]:
+    async def comments(self, key: str, *, most: int = 5000) -> list[dict[str, Any]]:
         """Return all comments of an issue, oldest first."""
         path = _at(key, "comment")
         found: list[dict[str, Any]] = []
         while len(found) < most:
-            params: dict[str, Any] = {"startAt": len(found), "maxResults": 100}
-            if properties:
-                params["expand"] = "properties"
+            params = {"startAt": len(found), "maxResults": 100, **_WITH_PROPERTIES}
             page = _mapping(await self.api("GET", path, params=params, scope=key))
             part = _mappings(page.get("comments"))
             found += part

@@ -153,7 +153,10 @@ class Knowledge:
         shown: Any = listed.get("comments") if isinstance(listed, Mapping) else None
         shown = shown if isinstance(shown, list) else []
         total = listed.get("total") if isinstance(listed, Mapping) else None
-        if isinstance(total, int) and total > len(shown):
+        hides = await self._client.dialect() == "datacenter" and any(
+            not one.sure for one in mapping.comments_of(shown)
+        )
+        if hides or (isinstance(total, int) and total > len(shown)):
             shown = await self._client.latest_comments(str(key), most)
         comments = sorted(mapping.comments_of(shown), key=_said_at)[-most:]
         title = str(mapping.fields_of(fields).get("title", ""))

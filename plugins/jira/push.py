@@ -8,6 +8,7 @@ sending was cut is looked for instead of sent twice.
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -178,7 +179,7 @@ class Pusher:
             self._count.labels("unchanged").inc()
             if len(ours) < len(names):
                 # Its webhook may have got lost.
-                await self._desk.mirror.tell(mapping.issue_of(raw))
+                await self._desk.mirror.tell(await self._told(raw))
             return
         if way is not None:
             echo["status"] = ticket.status
@@ -253,7 +254,17 @@ class Pusher:
 
     async def heard(self, key: str) -> RemoteIssue:
         """Return what an issue says now."""
-        return mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+        return await self._told(await self._client.issue(key, fields=mapping.FIELDS))
+
+    async def _told(self, raw: Mapping[str, Any]) -> RemoteIssue:
+        """Return what an issue says, without comments of which it does not say who may read them.
+
+        They come by their webhooks, or are compared later.
+        """
+        issue = mapping.issue_of(raw)
+        if mapping.is_unsure(issue) and await self._client.dialect() == "datacenter":
+            return replace(issue, comments=(), all_comments=False)
+        return issue
 
     async def move(self, ticket: Ticket, key: str) -> None:
         """Let an issue go to its ticket's status, if there is a way and it is not there yet."""
@@ -374,7 +385,7 @@ class Pusher:
     async def _said_before(self, key: str, name: str, text: str) -> Mapping[str, Any] | None:
         """Return the comment of an attempt whose end nobody saw."""
         mark = fingerprint(text)
-        for one in await self._client.comments(key, properties=True):
+        for one in await self._client.comments(key):
             read = mapping.comment_of(one)
             own = _own_name(one)
             if own == name or (own is None and read and fingerprint(read.body) == mark):
