@@ -262,3 +262,24 @@ def test_settings_are_refused_that_cannot_work() -> None:
             JiraSettings(**wrong)
     assert JiraSettings(base_url="https://jira.example.org/jira/").base_url.endswith("/jira")
     assert "s3cret" not in repr(JiraSettings(api_token="s3cret", webhook_secret="s3cret"))
+
+
+async def test_what_is_measured_after_an_answer_is_what_that_answer_says() -> None:
+    """The gauges do not lag until the next request."""
+    async with fake_jira() as jira, connected(jira, dialect="cloud") as (_, clock, _):
+        seen: list[tuple[str, bool, bool]] = []
+        settings = JiraSettings(
+            base_url=jira.url, email=jira.email, api_token=jira.token, dialect="cloud"
+        )
+        client = Client(
+            settings,
+            clock,
+            lambda outcome, _: seen.append((outcome, bool(client.problem), client.refused)),
+        )
+        jira.trouble(401, times=1)
+        async with client.session():
+            with pytest.raises(Unauthorized):
+                await client.myself()
+            clock.at += settings.probe_seconds
+            await client.myself()
+        assert seen == [("unauthorized", True, True), ("ok", False, False)]

@@ -147,7 +147,7 @@ async def test_what_is_wrong_with_one_issue_alone_is_given_up_in_the_end(
 ) -> None:
     """An error of the server that never goes away for one change: attempts are counted then."""
     async with scene_on(
-        database_url, "cloud", **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="3"
+        database_url, "cloud", **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="2"
     ) as scene:
         issue, ticket = await scene.mirrored()
         other, second = await scene.mirrored("Printer")
