@@ -283,3 +283,13 @@ async def test_what_is_measured_after_an_answer_is_what_that_answer_says() -> No
             clock.at += settings.probe_seconds
             await client.myself()
         assert seen == [("unauthorized", True, True), ("ok", False, False)]
+
+
+@pytest.mark.parametrize("odd", [b"", b"null", b"[]"])
+async def test_who_says_nothing_of_itself_is_no_jira(odd: bytes) -> None:
+    """And no dialect is concluded from it."""
+    async with fake_jira() as jira, connected(jira) as (client, _, _):
+        jira.trouble(200, path="serverInfo", body=odd, times=1)
+        with pytest.raises(Unavailable, match="Something else than Jira"):
+            await client.dialect()
+        assert await client.dialect() == "cloud"

@@ -546,3 +546,50 @@ async def test_a_plan_waits_when_jira_wants_a_pause(database_url: str) -> None:
         await opened(scene)
         scene.jira.limit(1, method="GET", path="/search", times=1)
         assert [step.action for step in await job.plan()] == ["create"]
+
+
+async def test_what_was_sent_is_known_though_nothing_was_heard_yet(database_url: str) -> None:
+    """What somebody changed right after it was opened is their word, not how it was opened."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        scene.jira.trouble(500, method="GET", path="/issue/ITSM-1$", times=3)
+        assert (await job.run()).failed == 1
+        scene.jira.take()
+        scene.jira.change(only(scene.jira), summary=f"[{ticket.key}] Their title")
+        await scene.hear()
+        assert (await scene.ticket(ticket.key)).title == "Their title"
+
+
+async def test_what_was_heard_before_an_import_was_cut_is_how_the_issue_was_opened(
+    database_url: str,
+) -> None:
+    """So what differs when it is finished was changed there, though its webhook got lost."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        person = await scene.bench.person(Role.AGENT)
+        await scene.bench.desk.tickets.comment(person, ticket.key, "one")
+        scene.jira.trouble(500, method="POST", path="/comment$", times=1)
+        assert (await job.run(auto_assign=False)).failed == 1
+        scene.jira.change(only(scene.jira), assignee=scene.jira.user("Ann"))
+        scene.jira.take()
+        assert (await job.run(auto_assign=False)).created == 1
+        found = await scene.ticket(ticket.key)
+        assert found.external is not None and found.external.assignee == "Ann"
+
+
+async def test_the_echo_of_an_imports_transition_takes_nothing_back(database_url: str) -> None:
+    """A ticket that was closed meanwhile stays closed, and its issue follows."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        await scene.edit(ticket, status="in_progress")
+        scene.jira.trouble(500, method="GET", path="/issue/ITSM-1$", times=3, after=3)
+        assert (await job.run()).failed == 1
+        assert only(scene.jira).status == "In Progress"
+        await scene.edit(ticket, status="closed", resolution="mended")
+        await scene.hear()
+        assert (await scene.ticket(ticket.key)).status == "closed"
+        assert (await job.run()).created == 1
+        await scene.hurry()
+        await scene.work()
+        assert only(scene.jira).status == "Resolved"
+        assert (await scene.ticket(ticket.key)).status == "closed"
