@@ -280,7 +280,8 @@ class JobType:
     that they can tell. It is cut after `timeout_seconds`; when it raises it is tried again, up to
     `attempts` times, after growing pauses. `concurrency` is how many each daemon runs at a time.
     After a backup was restored, what is `outbound` waits until an operator resumes: say False only
-    of work that tells nobody outside of the desk anything.
+    of work that tells nobody outside of the desk anything. What happens while the plugin is
+    switched off leads to no jobs, unless it `catches_up`: then to the same ones, once it is on.
     """
 
     name: str
@@ -290,6 +291,7 @@ class JobType:
     timeout_seconds: float = 60.0
     on_events: tuple[str, ...] = ()
     outbound: bool = True
+    catches_up: bool = False
     when: Callable[[Event], bool] = _always
     lane: Callable[[Event], str | None] = _no_key
     args: Callable[[Event], Mapping[str, Any]] = _about

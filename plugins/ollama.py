@@ -5,6 +5,7 @@ followed, an error in the midst of a stream and a stream without its last line a
 long and how often it is asked is the desk's to say.
 """
 
+import asyncio
 import logging
 import ssl
 from asyncio import TaskGroup
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from itdesk.runtime.metrics import Metrics
 
 LARGEST_ANSWER: Final = 1 << 20
-LARGEST_VECTORS: Final = 1 << 24
+MOST_DIMENSIONS: Final = 8192
+# So many bytes has a number of 32 bits with its comma; and what is said around the vectors.
+_A_NUMBER: Final = 17
+_AROUND: Final = 1 << 12
 LONGEST_LINE: Final = 1 << 16
 PROBE_SECONDS: Final = 5.0
 
@@ -115,11 +119,8 @@ class Plugin:
         """Return one vector a text."""
         body = {"model": self._settings.embedding_model, "input": list(texts), "truncate": True}
         async with self._asked("embed", "POST", "/api/embed", body) as response:
-            said = _decoded(await _read(response, LARGEST_VECTORS))
-        vectors = said.get("embeddings")
-        if not isinstance(vectors, list) or not all(map(_is_vector, vectors)):
-            raise Unavailable("Ollama answers something else than was asked.")
-        return vectors
+            most = len(texts) * MOST_DIMENSIONS * _A_NUMBER + _AROUND
+            return await asyncio.to_thread(_vectors, await _read(response, most), len(texts))
 
     async def check(self) -> str:
         """Ask for the models that are there."""
@@ -213,7 +214,7 @@ class Plugin:
 
     @asynccontextmanager
     async def _asked(
-        self, operation: str, method: str, path: str, body: Any
+        self, operation: str, method: str, path: str, body: Mapping[str, Any] | None
     ) -> AsyncIterator[ClientResponse]:
         """Lend Ollama's answer, good so far; Unavailable says what is wrong with it."""
         if self._session is None:
@@ -228,7 +229,7 @@ class Plugin:
                 headers={"Content-Type": "application/json"} if body is not None else None,
                 allow_redirects=False,
             ) as response:
-                self._judge(response)
+                self._judge(response, body)
                 yield response
             outcome, self._problem = "ok", ""
         except Unavailable as exc:
@@ -251,9 +252,10 @@ class Plugin:
             if outcome != "cancelled":
                 self._up.set(outcome == "ok")
 
-    def _judge(self, response: ClientResponse) -> None:
-        if response.status == 404:
-            name = self._settings.model
+    @staticmethod
+    def _judge(response: ClientResponse, body: Mapping[str, Any] | None) -> None:
+        if response.status == 404 and body is not None:
+            name = body["model"]
             raise Unavailable(f"Ollama does not have {name}: run `ollama pull {name}` there.")
         if 300 <= response.status < 400:
             raise Unavailable(
@@ -310,5 +312,21 @@ def _decoded(raw: bytes) -> dict[str, Any]:
     return said
 
 
+def _vectors(raw: bytes, count: int) -> list[list[float]]:
+    """Return so many vectors; meant for a thread, where what takes long stops nobody."""
+    # Decoding stops everybody in a thread as well: what would take long is told beforehand.
+    objects = raw.count(b"[") + raw.count(b"{")
+    if raw.count(b",") > count * MOST_DIMENSIONS + _AROUND or objects > count + _AROUND:
+        raise Unavailable("Ollama answers more than was asked.")
+    vectors = _decoded(raw).get("embeddings")
+    if not isinstance(vectors, list) or len(vectors) != count or not all(map(_is_vector, vectors)):
+        raise Unavailable("Ollama answers something else than was asked.")
+    return vectors
+
+
 def _is_vector(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_DIMENSIONS
+        and all(type(one) in (int, float) for one in value)
+    )

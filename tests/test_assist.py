@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import asyncpg
 import orjson
 import pytest
 
@@ -147,13 +148,38 @@ async def test_an_explicit_wish_gives_a_draft_that_can_be_sent(live: Live) -> No
 
 @pytest.mark.parametrize(
     "said",
-    ["Hello", "How are you today?", "Thanks a lot!", "Guten Morgen", "Vielen Dank, das war alles"],
+    [
+        "Hello",
+        "How are you today?",
+        "Thanks a lot!",
+        "Guten Morgen",
+        "Vielen Dank, das war alles",
+        "The report was great",
+        "Thanks for the new laptop!",
+        "The VPN works again, perfect",
+        "Der neue Drucker ist super",
+        "Danke für den Zugang",
+    ],
 )
 async def test_small_talk_gives_nothing_to_do(live: Live, said: str) -> None:
     """S4-59: action and ticket are null."""
     answer = await chat(live.admin, said)
     assert answer["action"] is None and answer["ticket"] is None and answer["shown"] is None
     assert answer["reply"] and answer["source"] == "rules"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Great, the report has errors again", "Thanks for the laptop, but its screen flickers",
+        "It would be great if the VPN was faster", "Der Drucker ist super, druckt aber nicht",
+        "The printer on floor two jams, thanks", "Perfect timing: somebody hacked the server",
+        "The report was great " + "and the figures of the first quarter look odd to me " * 2,
+    ],
+)  # fmt: skip
+async def test_a_problem_with_praise_in_it_is_one(live: Live, said: str) -> None:
+    """R63: politeness does not make small talk of what somebody must look at."""
+    assert (await chat(live.admin, said))["action"] == "create_ticket"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +235,13 @@ async def test_the_wish_is_about_what_was_said_before(live: Live) -> None:
     assert answer["ticket"]["category"] == "hardware"
     nothing = await chat(live.admin, "Create a ticket!")
     assert nothing["action"] is None and "What is it about" in nothing["reply"]
+
+
+async def test_the_draft_of_a_long_conversation_holds_its_end(live: Live) -> None:
+    """R63: what was said last is in the description, however much was said before."""
+    before = ["My scanner makes a strange noise. " + "It hums. " * 1000] * 12
+    answer = await chat(live.admin, *before, "It began on Monday. Open a ticket please")
+    assert answer["ticket"]["description"].endswith("It began on Monday. Open a ticket please")
 
 
 async def test_the_locale_decides_the_language(live: Live) -> None:
@@ -279,6 +312,38 @@ async def test_a_reply_can_be_read_while_it_is_written(modelled: Live, model: Fa
     assert len(previews) >= 2
     assert reply.startswith("".join(one["text"] for one in previews))
     assert model.calls()[0].body["stream"] is True
+
+
+async def test_a_long_conversation_reaches_the_model_from_its_end(
+    modelled: Live, model: FakeOllama
+) -> None:
+    """R63: what is to be answered is there whole, with what was said shortly before."""
+    model.says = lambda prompt, schema: {"reply": "I see.", "action": None}
+    ticket = await modelled.admin.ticket("Long story", description="about " * 200)
+    said = [f"Message {n:02}. " + "word " * 395 + f"End {n:02}." for n in range(19)]
+    last = f"{ticket['key']}? " + "more " * 390 + "THE QUESTION"
+    await chat(modelled.admin, *said, last)
+    [prompt] = model.prompts()
+    assert last in prompt and "Long story" in prompt
+    there = [n for n in range(19) if f"End {n:02}." in prompt]
+    assert there and there == list(range(there[0], 19)) and len(there) >= 7
+    assert [one for one in range(there[0] - 1) if f"Message {one:02}" in prompt] == []
+    order = [prompt.index(f"End {n:02}.") for n in there] + [prompt.index("THE QUESTION")]
+    assert order == sorted(order)
+
+
+async def test_an_outage_before_a_streamed_answer_is_503(modelled: Live, model: FakeOllama) -> None:
+    """R63, stream: nothing has begun that could only be torn."""
+    body = {"messages": [{"role": "user", "content": "How is TSK-1 doing?"}], "stream": True}
+    conn = await asyncpg.connect(modelled.daemon.env["DATABASE_URL"])
+    try:
+        async with conn.transaction():
+            await conn.execute("LOCK TABLE tickets IN ACCESS EXCLUSIVE MODE")
+            answer = await modelled.admin.post("/ai/chat", body)
+    finally:
+        await conn.close()
+    answer.refused(503, "E_DATABASE_UNAVAILABLE")
+    assert model.calls() == []
 
 
 async def test_without_a_model_a_streamed_chat_is_its_answer(live: Live) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.daemon import Live, live_on, make_daemon, started, wait
+from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
 from tests.support.ollama import MEBIBYTE, FakeOllama, Mode, ollama_beside
 from tests.support.postgres import Server
@@ -73,9 +73,9 @@ async def until(true: Callable[[], Awaitable[bool]]) -> None:
     await eventually(true, seconds=20)
 
 
-async def answered(desk: Live, source: str) -> bool:
+async def answered(desk: Live, source: str, person: Person | None = None) -> bool:
     """Return whether this is who answers now."""
-    found = (await desk.admin.post("/ai/classify", TICKET)).expect(200)
+    found = (await (person or desk.admin).post("/ai/classify", TICKET)).expect(200)
     return bool(found["source"] == source)
 
 
@@ -178,10 +178,16 @@ async def test_an_answer_that_is_not_as_asked_is_not_used(
 async def test_a_model_that_is_down_is_left_alone_for_a_while(
     desk: Live, model: FakeOllama
 ) -> None:
-    """P-09: after three failures in a row rules answer at once; later one question tries again."""
+    """P-09: after three failures in a row rules answer at once; later one question tries again.
+
+    What is too much for the time of one person alone takes the model from nobody.
+    """
+    other = await desk.person()
     model.mode = "stall"
-    for _ in range(3):
-        assert await answered(desk, "rules")
+    for person in (desk.admin, desk.admin, desk.admin, other):
+        assert await answered(desk, "rules", person)
+        assert await metric(desk, "itdesk_breaker_open", part="assist") == 0
+    assert await answered(desk, "rules")
     assert await metric(desk, "itdesk_breaker_open", part="assist") == 1
     ready = (await desk.nobody.call("GET", "/readyz")).expect(200)
     assert ready["status"] == ready["checks"]["assist"]["status"] == "degraded"
@@ -217,7 +223,7 @@ async def test_200_chats_at_once_are_all_answered(desk: Live, model: FakeOllama)
     assert model.most_at_once <= AT_ONCE + 1  # the look whether it is there is one as well
     assert await metric(desk, "itdesk_assist_seconds_count", outcome="busy") > full
     assert await metric(desk, "itdesk_assist_waiting") == 0
-    assert longest < 30
+    assert longest < BUDGET + SLACK
     model.reset()
     await until(lambda: answered(desk, "ollama"))
 
@@ -232,7 +238,7 @@ async def test_200_chats_at_a_model_that_stalls_are_answered_by_rules(
     assert [one.status for one in answers] == [200] * 200
     assert {one.json["source"] for one in answers} == {"rules"}
     assert len(model.calls()) - asked <= AT_ONCE + QUEUE + 3
-    assert longest < 30
+    assert longest < BUDGET + SLACK
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from aiohttp import ClientSession
 from itdesk_plugins.jira import webhook
 from tests.support.daemon import Answer, Live, Person, live_on, make_daemon, started, wait
 from tests.support.jira import FakeJira, doc, fake_jira, jira_beside, signature
+from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import following
 
@@ -705,6 +706,45 @@ async def test_a_desk_that_only_listens_needs_no_account(pg_server: Server) -> N
         status = (await live.admin.get("/integrations/jira/status")).expect(200)
         assert (status["configured"], status["mirrored_tickets"]) == (False, 1)
         assert (await live.nobody.call("GET", "/readyz")).status == 200
+
+
+async def test_who_tells_a_plugin_that_is_off_is_told_to_come_again(pg_server: Server) -> None:
+    """O-05: no secret is wrong and nothing is misconfigured; a walk on its way is cut, as a route
+    is, and not left with a closed session."""
+    async with fake_jira() as jira:
+        env = {
+            "JIRA_BASE_URL": jira.url,
+            "JIRA_EMAIL": jira.email,
+            "JIRA_API_TOKEN": jira.token,
+            "JIRA_WEBHOOK_SECRET": SECRET,
+            "ITDESK_PLUGINS__JIRA__TIMEOUT_SECONDS": "0.3",
+        }
+        async with started(pg_server, **env) as live, asyncio.TaskGroup() as group:
+            stalled = jira.trouble("stall", path="/search", times=1)
+            walk = group.create_task(send(live, {}, path=RECONCILE))
+
+            async def asked() -> bool:
+                return stalled.times == 0
+
+            await eventually(asked, seconds=20)
+            (await switch(live, enabled=False)).expect(200)
+            (await walk).refused(503, "E_PLUGIN_OFF")
+            for path, secret in ((UPSERT, SECRET), (UPSERT, None), (RECONCILE, SECRET)):
+                answer = await send(live, simple(new_key()), path=path, secret=secret)
+                answer.refused(503, "E_PLUGIN_OFF")
+                assert int(answer.headers["Retry-After"]) > 0
+            text = (await live.nobody.call("GET", "/metrics")).raw.decode()
+            assert 'itdesk_breaker_open{part="jira"}' not in text
+            (await switch(live, enabled=True)).expect(200)
+            (await send(live, simple(new_key()))).expect(200)
+            text = (await live.nobody.call("GET", "/metrics")).raw.decode()
+            assert 'itdesk_breaker_open{part="jira"} 0.0' in text
+
+
+async def switch(live: Live, *, enabled: bool) -> Answer:
+    """Switch the plugin of Jira."""
+    path = "/api/v1/plugin-switches/jira"
+    return await live.admin.call("PUT", path, json={"enabled": enabled})
 
 
 def test_the_workflow_signs_the_very_string_that_it_sends() -> None:

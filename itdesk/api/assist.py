@@ -12,6 +12,7 @@ from itdesk.api.fields import Flag, Line, Text
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.desk.chat import Message, Replied
 from itdesk.desk.triage import Classification
+from itdesk.errors import DeskError
 
 NDJSON = "application/x-ndjson"
 
@@ -64,15 +65,22 @@ async def chat(call: Call) -> Reply | web.StreamResponse:
 
 async def _streamed(call: Call, body: ChatBody) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": NDJSON, "X-Accel-Buffering": "no"})
-    await response.prepare(call.request)
     preview = _Preview()
+    problem: DeskError | None = None
     try:
         async with TaskGroup() as group:
-            shown = group.create_task(preview.show(response))
-            replied = await call.desk.chat.answer(
-                call.caller, body.said(), locale=body.locale, listen=preview.listen
-            )
+            shown = group.create_task(preview.show(call.request, response))
+            try:
+                replied = await call.desk.chat.answer(
+                    call.caller, body.said(), locale=body.locale, listen=preview.listen
+                )
+            except DeskError as exc:  # a group of it would be none that the client is told of
+                problem = exc
             shown.cancel()
+        if problem is not None:
+            raise problem
+        if not response.prepared:
+            await response.prepare(call.request)
         answer = orjson.dumps({"type": "answer", **_plain(replied)})
         await response.write(answer + b"\n")
         await response.write_eof()
@@ -99,13 +107,18 @@ class _Preview:
             self._text = text
             self._more.set()
 
-    async def show(self, response: web.StreamResponse) -> None:
-        """Send what is new until it is called off."""
+    async def show(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Send what is new until it is called off; the answer begins with the first of it.
+
+        Not before: an outage that is met on the way could only tear what has begun.
+        """
         sent = 0
         while True:
             await self._more.wait()
             self._more.clear()
             piece, sent = self._text[sent:], len(self._text)
+            if not response.prepared:
+                await response.prepare(request)
             await response.write(orjson.dumps({"type": "delta", "text": piece}) + b"\n")
 
 

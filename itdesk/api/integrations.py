@@ -6,6 +6,7 @@ A signature is checked over the bytes as they came, before anything reads them.
 import hashlib
 import hmac
 import re
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,7 +17,8 @@ from itdesk.api import payload
 from itdesk.api.origin import LOCAL
 from itdesk.api.proofs import check_proof
 from itdesk.api.route import Body, Call, Reply, Route, Who
-from itdesk.errors import InvalidToken, NotFound, Unauthenticated
+from itdesk.desk.plugins import OFF_SECONDS
+from itdesk.errors import InvalidToken, NotFound, Unauthenticated, Unavailable
 from itdesk.hookspecs import Tracker
 from itdesk.model import Role
 from itdesk.remote import Reconciled
@@ -46,12 +48,14 @@ async def upsert(call: Call) -> Reply:
     raw = await _admitted(call)
     payload.check_json_type(call.request)
     body = payload.loads(raw)
-    became = await _tracker(call).receive(
+    receive = partial(
+        _tracker(call).receive,
         body,
         call.request.headers,
         digest=hashlib.sha256(raw).hexdigest(),
         request_id=call.caller.request_id,
     )
+    became = await call.desk.plugins.inside(JIRA, receive)
     return Reply(
         {
             "status": became.status,
@@ -70,8 +74,8 @@ async def reconcile(call: Call) -> Reply:
     if raw.strip():
         payload.check_json_type(call.request)
         wanted = payload.parse(Reconcile, raw)
-    tracker = _tracker(call)
-    return Reply(await tracker.reconcile(since=wanted.since, project_key=wanted.project_key))
+    walk = partial(_tracker(call).reconcile, since=wanted.since, project_key=wanted.project_key)
+    return Reply(await call.desk.plugins.inside(JIRA, walk))
 
 
 async def status(call: Call) -> Reply:
@@ -96,9 +100,21 @@ def _tracker(call: Call) -> Tracker:
     return tracker
 
 
+def _require_on(call: Call) -> None:
+    """Refuse for now what could be heard if the plugin were not out: it alone knows the secret."""
+    status = call.desk.plugins.status().get(JIRA)
+    if status is not None and status.state not in ("loaded", "disabled"):
+        raise Unavailable(
+            "The plugin jira is switched off or broken: itdesk plugins list.",
+            code="E_PLUGIN_OFF",
+            retry_after=OFF_SECONDS,
+        )
+
+
 async def _admitted(call: Call) -> bytes:
     """Return the body of a request that may be believed; see SPEC X9."""
     raw = await payload.read_body(call.request, call.desk.settings.server.max_body)
+    _require_on(call)
     tracker = call.desk.trackers.get(JIRA)
     headers = call.request.headers
     given = [value for name in SIGNATURES for value in headers.getall(name, ())]
@@ -245,6 +261,7 @@ _ADMISSION = {
     "E_TOO_LARGE": 413,
     "E_UNSUPPORTED_MEDIA_TYPE": 415,
     "E_JIRA_UNAVAILABLE": 502,
+    "E_PLUGIN_OFF": 503,
 }
 
 ROUTES: list[Route] = [

@@ -211,7 +211,8 @@ def disable(context: Context, name: str) -> None:
     """Switch the plugin NAME off, at every daemon and until it is enabled; no restart.
 
     No line of it is run for this. Its jobs wait meanwhile, and nothing that happens leads to new
-    ones. A storage or a virus scanner stays until the next restart.
+    ones; what jira missed, it catches up when a running daemon switches it on again. A storage or a
+    virus scanner stays until the next restart.
     """
     _turn(context, name, enabled=False)
 

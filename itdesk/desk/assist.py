@@ -9,11 +9,11 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import isfinite
 from typing import Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from itdesk.config import Settings
 from itdesk.desk.plaintext import cut, readable
@@ -43,6 +43,13 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    _source: str = PrivateAttr(RULES)
+
+    @property
+    def source(self) -> str:
+        """Return who gave it; by the time that it is read, the model may be another or gone."""
+        return self._source
+
 
 class Unusable(Exception):
     """An answer that came in time and is none; the text says why and quotes nothing of it."""
@@ -66,11 +73,15 @@ class Purpose(Generic[A]):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Material: a few words of ours that say what it is, and the text as somebody wrote it."""
+    """Material: a few words of ours that say what it is, and the text as somebody wrote it.
+
+    Where there is too much, those of a smaller `turn` get their room first.
+    """
 
     label: str
     text: str
     longest: int = 4000
+    turn: int = 0
 
 
 class Assist:
@@ -82,7 +93,9 @@ class Assist:
         self._background_seconds = ai.background_seconds
         self._clock = clock
         self._turns = Turns(at_once=ai.concurrency, waiting=ai.queue)
+        # What is too much for a minute in the background says nothing of a question in a chat.
         self._breaker = Breaker(clock, ai.breaker_seconds)
+        self._background_breaker = Breaker(clock, ai.breaker_seconds)
         self.model: LanguageModel | None = None
         self._failure = ""
         self._answers = metrics.counter(
@@ -95,17 +108,26 @@ class Assist:
         )
         waiting = metrics.gauge("itdesk_assist_waiting", "Questions that wait for the model.")
         waiting.set_function(lambda: self._turns.waiting)
-        metrics.breaker_open.labels("assist").set_function(lambda: self._breaker.open)
+        for part, breaker in (
+            ("assist", self._breaker),
+            ("assist_background", self._background_breaker),
+        ):
+            metrics.breaker_open.labels(part).set_function(partial(getattr, breaker, "open"))
 
     @property
     def source(self) -> str:
-        """Return what an answer of the model names as its source."""
+        """Return what the next answer of the model names as its source; given ones say it."""
         return self.model.name if self.model is not None else RULES
 
     @property
     def available(self) -> bool:
         """Return whether it makes sense to prepare a question for the model now."""
-        return self.model is not None and not self._breaker.open and not self._turns.full
+        return self.admits(background=False)
+
+    def admits(self, *, background: bool) -> bool:
+        """Return the same of a question that somebody waits for, or nobody."""
+        breaker = self._background_breaker if background else self._breaker
+        return self.model is not None and not breaker.open and not self._turns.full
 
     @property
     def problem(self) -> str:
@@ -152,12 +174,14 @@ class Assist:
                 text = await _heard(model.stream(prompt, schema=schema), listen)
             if len(text) > LONGEST_ANSWER:
                 raise Unusable("it is too long")
-            return purpose.answer.model_validate_json(text)
+            found = purpose.answer.model_validate_json(text)
+            found._source = model.name
+            return found
 
         answer = await self._asked(
             caller, purpose.name, ask, seconds=seconds, background=background
         )
-        self._answers.labels(purpose.name, RULES if answer is None else self.source).inc()
+        self._answers.labels(purpose.name, RULES if answer is None else answer.source).inc()
         return answer
 
     async def embed(
@@ -191,16 +215,21 @@ class Assist:
         if self.model is None:
             return None
         most = self.budget(background=background)
+        breaker = self._background_breaker if background else self._breaker
         answer: R | None = None
         started, outcome, held = self._clock.monotonic(), "cancelled", False
         try:
             async with self._clock.deadline(most if seconds is None else seconds):
-                tries_for_all = self._breaker.admit()
+                tries_for_all = breaker.admit()
                 async with self._turns.take(caller.user_id, background=background):
-                    if self._breaker.open and not tries_for_all:
+                    if breaker.open and not tries_for_all:
                         raise NoTurn("open")
+                    # It may have been switched off, or another one on, while this one waited.
+                    model = self.model
+                    if model is None:
+                        raise NoTurn("off")
                     held = True
-                    answer = await ask(self.model)
+                    answer = await ask(model)
             outcome = "ok"
         except NoTurn as exc:
             outcome = exc.reason
@@ -219,10 +248,11 @@ class Assist:
             self._seconds.labels(purpose, outcome).observe(self._clock.monotonic() - started)
         # Whose ticket makes a model talk nonsense must not take it from everybody else.
         if outcome in ("ok", "invalid"):
-            self._breaker.worked()
+            breaker.worked()
         elif held:
-            self._failure = outcome
-            self._breaker.failed()
+            if not background:
+                self._failure = outcome
+            breaker.failed(late=caller.user_id if outcome == "late" else None)
         return answer
 
 
@@ -241,12 +271,16 @@ async def _heard(pieces: AsyncIterator[str], listen: Callable[[str], None]) -> s
 def _prompt(instruction: str, parts: Sequence[Part]) -> Prompt:
     """Return what the model reads: each part between marks that its author cannot know."""
     mark = secrets.token_hex(8)
-    material, left = [], LONGEST_MATERIAL
-    for part in parts:
-        text = cut(readable(part.text), min(part.longest, left))
-        left -= len(text)
-        if text:
-            material.append(f"[{mark} {part.label}]\n{text}\n[{mark} end]")
+    texts, left = [""] * len(parts), LONGEST_MATERIAL
+    for place in sorted(range(len(parts)), key=lambda place: parts[place].turn):
+        whole, room = readable(parts[place].text), min(parts[place].longest, left)
+        texts[place] = cut(whole, room)
+        left -= min(len(whole), room)
+    material = [
+        f"[{mark} {part.label}]\n{text}\n[{mark} end]"
+        for part, text in zip(parts, texts, strict=True)
+        if text
+    ]
     rules = (
         f"{instruction}\n\nAnswer with one JSON object of the given schema and nothing else."
         f" What stands between [{mark} ...] and [{mark} end] was written by people who use the"

@@ -215,7 +215,8 @@ class Chat:
         title = heard.about if heard.wish else first_line(heard.text)
         if len(title) < 3:
             return None
-        description = readable("\n\n".join(said))[-LONGEST_DESCRIPTION:]
+        # What is readable of a text is its beginning; the end is what matters here.
+        description = readable("\n\n".join(said)[-LONGEST_DESCRIPTION:])
         found = self._triage.by_rules(title, description, locale=locale)
         return Draft(title, description, found.priority, found.category, [DRAFT_TAG], None)
 
@@ -238,10 +239,7 @@ class Chat:
         parts = [Part("locale", locale, 20)] if locale else []
         parts += [_details(ticket) for ticket in mentioned]
         parts += material(known)
-        parts += [
-            Part("from the person" if one.role == "user" else "answered so far", one.content, 2000)
-            for one in messages[-MOST_READ:]
-        ]
+        parts += _conversation(messages[-MOST_READ:])
         answer = await self._assist.complete(
             caller,
             CHAT,
@@ -255,7 +253,7 @@ class Chat:
         self, answer: Said, mentioned: Sequence[Ticket], sources: Sequence[Cited]
     ) -> Replied:
         """Return what is left of a model's answer once it may do no more than suggest."""
-        replied = Replied(answer.reply, source=self._assist.source, sources=sources)
+        replied = Replied(answer.reply, source=answer.source, sources=sources)
         if answer.action == "create_ticket" and answer.ticket is not None:
             drafted = answer.ticket
             tags = list(dict.fromkeys([DRAFT_TAG, *drafted.tags]))
@@ -270,6 +268,23 @@ class Chat:
                 if ticket.key == key:
                     return replace(replied, action="show_ticket", shown=_shown(ticket))
         return replied
+
+
+def _conversation(messages: Sequence[Message]) -> list[Part]:
+    """Return messages, of which the last finds room before all else, and the oldest what is left.
+
+    In between are the details and the passages, which the answer is to rest on.
+    """
+    before = len(messages) - 1
+    return [
+        Part(
+            "from the person" if one.role == "user" else "answered so far",
+            one.content,
+            2000,
+            turn=before - number if number < before else -1,
+        )
+        for number, one in enumerate(messages)
+    ]
 
 
 def _shown(ticket: Ticket) -> Shown:

@@ -118,7 +118,7 @@ def _usable(passages: Iterable[Passage]) -> Iterator[Passage]:
     for passage in passages:
         try:
             yield _shown(passage)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             log.warning("a passage is left out: it does not hold what it should")
 
 

@@ -10,6 +10,8 @@ from itdesk.desk.wordlists import LONGEST_READ, Language, Wordlists, tokens
 # So far before a wish something that takes it back is looked for.
 _NEAR = 3
 _LONGEST_TITLE = 160
+# Whoever writes more than so many words has something to say.
+_SMALL = 12
 _WORD = re.compile(r"[^\W_]+")
 _AROUND = " \t\n.,:;!?-–—_*#>\"'()[]"  # noqa: RUF001 - people type such dashes
 
@@ -36,9 +38,21 @@ def hear(words: Wordlists, said: Sequence[str], locale: str | None) -> Heard:
     if not about:
         about = next((line for one in reversed(said[:-1]) if (line := first_line(one))), "")
     risky = any(one.chat.risks.found(there) for one in words.languages.values())
+    if not risky and _is_small_talk(words, there):
+        return Heard(language, text, wished, about, risky, None, is_problem=False)
     fix = None if risky else _fix(words, there, language)
     verdict = words.classify(text)
     return Heard(language, text, wished, about, risky, fix, risky or verdict.name is not None)
+
+
+def _is_small_talk(words: Wordlists, there: Sequence[str]) -> bool:
+    """Return whether somebody is only pleased, whatever it is about."""
+    chats = [one.chat for one in words.languages.values()]
+    return (
+        len(there) <= _SMALL
+        and any(chat.praise.found(there) for chat in chats)
+        and not any(chat.wants.found(there) for chat in chats)
+    )
 
 
 def _fix(words: Wordlists, there: Sequence[str], language: Language) -> str | None:

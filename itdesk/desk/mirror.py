@@ -73,6 +73,10 @@ class Mirror:
         """Settle what both sides say of one tracker's issues by these rules from now on."""
         self._rules[source] = rules
 
+    def unfollow(self, source: str) -> None:
+        """Let one tracker's issues be right about everything, and send it nothing."""
+        self._rules.pop(source, None)
+
     async def tell(
         self,
         issue: RemoteIssue,

@@ -59,6 +59,8 @@ def plain_line(text: str) -> str:
 
 def cut(text: str, longest: int) -> str:
     """Return the beginning of a text, ending at a word where there is one near."""
+    if longest <= 0:
+        return ""
     if len(text) <= longest:
         return text
     kept = text[: longest - 1]

@@ -6,13 +6,13 @@ exception and do not tell whose result is whose. Every hook goes through `Plugin
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -43,6 +43,7 @@ FIXED: Mapping[str, str] = {"itdesk_storage": "a storage", "itdesk_scan_engine":
 
 OFF_SECONDS = 30
 
+R = TypeVar("R")
 Refusal = Callable[[str], Exception]
 
 log = get_logger("plugin")
@@ -177,6 +178,14 @@ class Plugins:
         self.registry.forget(name, state, why)
         log.info("plugin is off", plugin=name, reason=why)
 
+    async def inside(self, name: str, work: Callable[[], Awaitable[R]]) -> R:
+        """Let what a plugin gave do its work: switching the plugin off waits for that, or cuts it.
+
+        Raises Unavailable E_PLUGIN_OFF when it is switched off.
+        """
+        gate = self.registry.records[name].gate
+        return await gate.guarded(lambda _: work(), partial(_closed, name))(None)
+
     def fixed(self, name: str) -> str:
         """Return what of a plugin only a restart takes out, or nothing."""
         return " and ".join(sorted(FIXED[hook] for hook in FIXED.keys() & set(self.hooks(name))))
@@ -305,10 +314,10 @@ class Plugins:
         await self._call("itdesk_event", desk=desk, event=event)
 
     async def knowledge(self, desk: "Desk", caller: Caller, query: str) -> list[hookspecs.Passage]:
-        """Return what plugins know about a query and the caller may see, best first."""
+        """Return what plugins know about a query and the caller may see, in no order of worth."""
+        # A score may be anything: whoever looks at the passages one by one puts them in order.
         answers = await self._call("itdesk_knowledge", desk=desk, caller=caller, query=query)
-        found = [passage for answer in answers for passage in answer.result or ()]
-        return sorted(found, key=lambda passage: -passage.score)
+        return [passage for answer in answers for passage in answer.result or ()]
 
     # --- calling ---------------------------------------------------------------------------
 

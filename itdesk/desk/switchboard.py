@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from itdesk.desk.contract import reason
 from itdesk.desk.discovery import Refused
+from itdesk.desk.missed import catch_up
 from itdesk.desk.plugin_records import Contribution, PluginStatus
 from itdesk.desk.switches import Switches, told, unknown
 from itdesk.model import Caller, Role
@@ -60,6 +61,8 @@ class Switchboard:
         self._desk = desk
         self._plugins = desk.plugins
         self._applied = {name: switch.turn for name, switch in begun.items()}
+        self._off_since = {n: one.changed_at for n, one in begun.items() if not one.enabled}
+        self._failed: dict[str, int] = {}
         self._one = asyncio.Lock()
         self._moved = asyncio.Event()
 
@@ -87,14 +90,26 @@ class Switchboard:
         return await self.look(caller, name)
 
     async def apply(self) -> None:
-        """Do what the switches say that was not done yet; one that is cut short is done again."""
+        """Do what the switches say that was not done yet.
+
+        One that is cut short or fails is done again, at the next time.
+        """
         async with self._one:
             for name, switch in (await self.switches.read()).items():
-                if self._applied.get(name, 0) != switch.turn:
+                if self._applied.get(name, 0) == switch.turn:
+                    continue
+                try:
                     await self._apply(name, switch)
-                    self._applied[name] = switch.turn
-                    self._moved.set()
-                    self._moved = asyncio.Event()
+                except Exception as exc:  # noqa: BLE001 - the others are switched all the same
+                    trace = None if self._failed.get(name) == switch.turn else exc
+                    self._failed[name] = switch.turn
+                    log.error(
+                        "plugin not switched", plugin=name, reason=reason(exc), exc_info=trace
+                    )
+                    continue
+                self._applied[name] = switch.turn
+                self._moved.set()
+                self._moved = asyncio.Event()
 
     async def _apply(self, name: str, switch: Switch) -> None:
         record = self._plugins.registry.records.get(name)
@@ -105,12 +120,13 @@ class Switchboard:
         elif not switch.enabled and record.section.required:
             log.warning("plugin stays on: it is required", plugin=name)  # said before it was
         elif not switch.enabled:
+            self._off_since.setdefault(name, switch.changed_at)
             await self._out(name, told(switch))
         elif record.state != "loaded":
             await self._in(name)
 
     async def _in(self, name: str) -> None:
-        """Bring a plugin in, whole or not at all: nothing is awaited once it begins to fit in."""
+        """Bring a plugin in, whole or not at all: who is cut short in it begins anew."""
         if self._plugins.registry.records[name].state != "off":
             await self._out(name, "begun anew")
         added = await self._plugins.start(self._desk, name)
@@ -126,7 +142,16 @@ class Switchboard:
             self._plugins.registry.records[name].work.clear()
             await self._out(name, f"does not fit in: {reason(exc)}", broken=True)
             return
+        self._desk.jobs.register(*added.jobs)
+        await self._catch_up(name, added)
         self._add(name, added)
+
+    async def _catch_up(self, name: str, added: Contribution) -> None:
+        """Queue what was missed, before a tracker tells anything that would overwrite it."""
+        kinds = [kind for kind in added.jobs if kind.catches_up]
+        if name in self._off_since:
+            await catch_up(self._desk.db, self._desk.jobs, kinds, self._off_since[name])
+            del self._off_since[name]
 
     def _require_free(self, added: Contribution) -> None:
         names = [one.name for one in added.jobs] + [one.name for one in added.schedules]
@@ -135,7 +160,6 @@ class Switchboard:
 
     def _add(self, name: str, added: Contribution) -> None:
         desk = self._desk
-        desk.jobs.register(*added.jobs)
         desk.schedules.register(*added.schedules)
         if added.tracker is not None:
             desk.trackers[name] = added.tracker

@@ -116,7 +116,7 @@ class Triage:
     ) -> Classification | None:
         started, most = self._clock.monotonic(), self._assist.budget(background=background)
         known: Sequence[Passage] = []
-        if self._assist.available:
+        if self._assist.admits(background=background):
             query = f"{title} {description}"
             known = await self._knowledge.find(caller, query, seconds=most * KNOWLEDGE_SHARE)
         answer = await self._assist.complete(
@@ -133,7 +133,7 @@ class Triage:
             answer.category,
             answer.recommendations,
             None,
-            self._assist.source,
+            answer.source,
             cited(known),
         )
 

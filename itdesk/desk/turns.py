@@ -17,7 +17,7 @@ FAILURES_IN_A_ROW = 3
 
 
 class NoTurn(Exception):
-    """There is none: the reason is `busy` or `open`, as metrics name it."""
+    """There is none: the reason is `busy`, `open` or `off`, as metrics name it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -40,7 +40,10 @@ class Turns:
         # One person's many questions leave room for everybody else's.
         self._most_of_one = max(1, waiting // 4)
         self._most_background = max(1, waiting // 2)
+        # Whoever asks now finds a turn that no machine holds, unless there is but one.
+        self._background_at_once = max(1, at_once - 1)
         self._taken = 0
+        self._taken_by_background = 0
         self._people: list[_Waiting] = []
         self._background: list[_Waiting] = []
         self._of: Counter[Hashable] = Counter()
@@ -58,15 +61,14 @@ class Turns:
     @asynccontextmanager
     async def take(self, who: Hashable, *, background: bool = False) -> AsyncIterator[None]:
         """Wait for a turn and hold it in the block; NoTurn at once when the line is full."""
-        if self._taken >= self._at_once or self.waiting:
-            await self._wait(who, background=background)
+        if self._is_free(background=background):
+            self._give(background=background)
         else:
-            self._taken += 1
+            await self._wait(who, background=background)
         try:
             yield
         finally:
-            self._taken -= 1
-            self._call_next()
+            self._take_back(background=background)
 
     async def _wait(self, who: Hashable, *, background: bool) -> None:
         self._make_room(who, background=background)
@@ -80,8 +82,7 @@ class Turns:
         except BaseException:
             if place.turn.done() and not place.turn.cancelled() and not place.turn.exception():
                 # Called in the moment in which it gave up: the turn is somebody else's.
-                self._taken -= 1
-                self._call_next()
+                self._take_back(background=background)
             raise
         finally:
             if place in line:
@@ -103,12 +104,25 @@ class Turns:
         if not displaced.done():
             displaced.set_exception(NoTurn("busy"))
 
-    def _call_next(self) -> None:
-        while self._taken < self._at_once and (line := self._people or self._background):
-            place = line.pop(0)
-            if not place.turn.done():
-                self._taken += 1
-                place.turn.set_result(None)
+    def _is_free(self, *, background: bool) -> bool:
+        """Return whether the next one of these has a turn at once."""
+        machines = background and self._taken_by_background >= self._background_at_once
+        return self._taken < self._at_once and not machines
+
+    def _give(self, *, background: bool) -> None:
+        self._taken += 1
+        self._taken_by_background += background
+
+    def _take_back(self, *, background: bool) -> None:
+        """Take a turn back, and call whoever may have it."""
+        self._taken -= 1
+        self._taken_by_background -= background
+        for line, machines in ((self._people, False), (self._background, True)):
+            while line and self._is_free(background=machines):
+                place = line.pop(0)
+                if not place.turn.done():
+                    self._give(background=machines)
+                    place.turn.set_result(None)
 
 
 class Breaker:
@@ -118,6 +132,7 @@ class Breaker:
         self._clock = clock
         self._seconds = seconds
         self._failures = 0
+        self._last_late: Hashable = None
         self._closed_again = 0.0
 
     @property
@@ -135,12 +150,18 @@ class Breaker:
         self._closed_again = self._clock.monotonic() + self._seconds
         return True
 
-    def failed(self) -> None:
-        """Take note of a failure."""
-        self._failures += 1
+    def failed(self, *, late: Hashable = None) -> None:
+        """Take note of a failure; `late` is whose question took too long, if it was somebody's.
+
+        What one person asks may be too much for the time: until something else fails as well, all
+        that they waited for in vain counts as one.
+        """
+        if late is None or late != self._last_late:
+            self._failures += 1
+        self._last_late = late
         if self._failures >= FAILURES_IN_A_ROW:
             self._closed_again = self._clock.monotonic() + self._seconds
 
     def worked(self) -> None:
         """Take note that it works."""
-        self._failures = 0
+        self._failures, self._last_late = 0, None

@@ -134,6 +134,8 @@ class ChatWords(_Section):
     negation: Words = Field(alias="not")
     filler: Words
     risky: Words
+    pleased: Words = ()
+    wanting: Words = ()
     say: Said
     fixes: tuple[Fix, ...]
 
@@ -146,6 +148,16 @@ class ChatWords(_Section):
     def risks(self) -> Phrases:
         """Return what forbids a quick fix."""
         return Phrases(self.risky)
+
+    @cached_property
+    def praise(self) -> Phrases:
+        """Return what somebody says who wants nothing."""
+        return Phrases(self.pleased)
+
+    @cached_property
+    def wants(self) -> Phrases:
+        """Return what somebody says who wants something all the same."""
+        return Phrases(self.wanting)
 
 
 class Language(_Section):

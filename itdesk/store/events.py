@@ -145,6 +145,33 @@ async def by_id(conn: Any, event_id: UUID) -> Event | None:
     return None if row is None else entry(row).event
 
 
+async def lock_catching_up(conn: Any) -> None:
+    """Let nobody else look for events without a job until the transaction ends."""
+    await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('itdesk.catching-up', 0))")
+
+
+async def without_job(
+    conn: Any,
+    job_type: str,
+    types: Sequence[str],
+    since: datetime,
+    *,
+    after: UUID | None,
+    limit: int,
+) -> list[Event]:
+    """Return the next events of these types since a time that no job of a type came of."""
+    # An id begins with its maker's time: from a day before on, the index leads to all that count.
+    query = f"""
+        SELECT {ENTRY} FROM events e
+        WHERE e.id > $4 AND e.created_at >= $3 AND e.type = ANY ($2::text[])
+          AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.event_id = e.id AND j.type = $1)
+        ORDER BY e.id LIMIT $5
+    """  # noqa: S608 - a literal of this module
+    first = UUID(int=int((since.timestamp() - 86_400) * 1000) << 80)
+    rows = await conn.fetch(query, job_type, list(types), since, after or first, limit)
+    return [entry(row).event for row in rows]
+
+
 async def after(conn: Any, seq: int, *, limit: int) -> list[Entry]:
     """Return the next numbered events after a number, in order."""
     query = f"""

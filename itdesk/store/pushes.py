@@ -94,10 +94,12 @@ async def note_countered(conn: Any, ticket_id: UUID, countered: Mapping[str, str
 async def unfinished(conn: Any, kind: str, lanes: Sequence[str]) -> list[Unfinished]:
     """Return the fields that wait in these lanes to be sent."""
     query = """
-        SELECT name, min(j.created_at) AS since, bool_or(j.failing) AS failing
-        FROM (SELECT args, created_at, bool_or(last_error IS NOT NULL) OVER () AS failing
-              FROM jobs WHERE lane = ANY ($2::text[]) AND type = $1
-                AND state IN ('waiting', 'leased')) AS j,
+        SELECT name, min(j.since) AS since, bool_or(j.failing) AS failing
+        FROM (SELECT q.args, coalesce(e.created_at, q.created_at) AS since,
+                     bool_or(q.last_error IS NOT NULL) OVER () AS failing
+              FROM jobs q LEFT JOIN events e ON e.id = q.event_id
+              WHERE q.lane = ANY ($2::text[]) AND q.type = $1
+                AND q.state IN ('waiting', 'leased')) AS j,
              jsonb_array_elements_text(j.args -> 'fields') AS name
         GROUP BY name
     """

@@ -27,6 +27,7 @@ async def all_of(conn: Any) -> dict[str, Switch]:
     query = """
         SELECT s.name, s.enabled, s.turn, u.name AS changed_by, s.changed_at
         FROM plugin_switches s LEFT JOIN users u ON u.id = s.changed_by
+        ORDER BY s.name
     """
     return {row["name"]: Switch(**row) for row in await conn.fetch(query)}
 

@@ -148,11 +148,17 @@ class Plugin:
         desk.mirror.follow(self.name, rules(self._settings))
         is_open = partial(getattr, self._client.breaker, "is_open")
         desk.metrics.breaker_open.labels(self.name).set_function(is_open)
-        async with self._client.session(), self._knowledge.opened(), TaskGroup() as group:
-            watch = group.create_task(self._watch(self._client, desk)) if self.connected else None
-            yield
-            if watch is not None:
-                watch.cancel()
+        try:
+            async with self._client.session(), self._knowledge.opened(), TaskGroup() as group:
+                watch = (
+                    group.create_task(self._watch(self._client, desk)) if self.connected else None
+                )
+                yield
+                if watch is not None:
+                    watch.cancel()
+        finally:
+            desk.mirror.unfollow(self.name)
+            desk.metrics.breaker_open.remove(self.name)
 
     @hookimpl
     def itdesk_tracker(self, desk: "Desk") -> "Plugin":

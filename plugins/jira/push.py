@@ -91,6 +91,7 @@ class Pusher:
             on_events=("ticket.updated", "comment.added"),
             # A restored desk leaves Jira alone until `itdesk resume`.
             outbound=True,
+            catches_up=True,
             when=self._is_news,
             lane=lambda event: str(event.data["mirror"]),
             args=_told,

@@ -82,3 +82,5 @@ def test_a_line_is_one_and_a_cut_says_so() -> None:
     assert cut("short", 10) == "short"
     assert cut("one two three four", 14) == "one two three…"
     assert len(cut("x" * 100, 10)) == 10
+    for longest in (0, -1, -50):
+        assert cut("one two three four", longest) == ""

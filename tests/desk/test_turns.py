@@ -99,6 +99,24 @@ async def test_machines_leave_room_and_make_room() -> None:
         assert one.refused == ["z", "y"] and one.turns.waiting == 4
 
 
+async def test_machines_leave_a_turn_to_people() -> None:
+    """Two machines that take a minute each must not keep everybody from the model."""
+    async with line(at_once=2) as one:
+        for name in "xyz":
+            await one.come(name, background=True)
+        assert one.served == ["x"] and one.turns.waiting == 2
+        await one.come("person")
+        assert one.served == ["x", "person"]
+        await one.go("person")
+        assert one.served == ["x", "person"]
+        await one.go("x")
+        assert one.served == ["x", "person", "y"]
+        await one.come("another")
+        assert one.served[-1] == "another"
+        await one.go("y")
+        assert one.served[-1] == "z"
+
+
 async def test_one_person_leaves_room_for_others() -> None:
     async with line(waiting=8) as one:
         await one.come("0")
@@ -156,6 +174,45 @@ async def test_three_failures_in_a_row_open_the_breaker() -> None:
     with pytest.raises(NoTurn) as refused:
         breaker.admit()
     assert refused.value.reason == "open"
+
+
+async def test_what_one_person_waited_for_in_vain_counts_as_one() -> None:
+    """Nobody can take the model from everybody by asking what it has no time for."""
+    breaker = Breaker(FakeClock(), 30)
+    for _ in range(10):
+        breaker.failed(late="greedy")
+    assert not breaker.open
+    breaker.failed(late="unlucky")
+    assert not breaker.open
+    breaker.failed(late="greedy")
+    assert breaker.open
+
+
+async def test_what_fails_otherwise_counts_whoever_asked() -> None:
+    breaker = Breaker(FakeClock(), 30)
+    breaker.failed(late="one")
+    breaker.failed()
+    breaker.failed(late="one")
+    assert breaker.open
+
+
+async def test_what_worked_in_between_begins_the_count_again() -> None:
+    breaker = Breaker(FakeClock(), 30)
+    for _ in range(2):
+        breaker.failed(late="one")
+        breaker.failed()
+        breaker.worked()
+    breaker.failed(late="one")
+    breaker.failed(late="one")
+    breaker.failed()
+    assert not breaker.open
+    breaker.worked()
+    breaker.failed(late="one")
+    breaker.worked()
+    breaker.failed(late="one")
+    breaker.failed()
+    breaker.failed()
+    assert breaker.open
 
 
 async def test_one_tries_for_all_and_what_becomes_of_it_decides() -> None:

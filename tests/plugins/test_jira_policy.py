@@ -97,6 +97,23 @@ async def test_the_last_writer_wins_where_it_is_said_so(database_url: str) -> No
         assert issue.summary == "Later there"
 
 
+async def test_what_jira_said_after_an_edit_counts_though_the_push_was_queued_late(
+    database_url: str,
+) -> None:
+    """policy last_writer: the plugin was off for hours, and the time of the edit is what counts."""
+    async with scene_on(database_url, "cloud", **{f"{POLICY}DEFAULT": "last_writer"}) as scene:
+        issue, ticket = await scene.mirrored("First")
+        await scene.switch(enabled=False)
+        await scene.edit(ticket, title="Earlier here")
+        scene.jira.tick(7200)
+        scene.jira.change(issue, summary="Later there")
+        scene.jira.take()
+        await scene.switch(enabled=True)
+        await scene.bench.sql("UPDATE jobs SET created_at = now() + interval '9 hours'")
+        await scene.work()
+        assert (await scene.ticket(issue.key)).title == issue.summary == "Later there"
+
+
 @pytest.mark.slow
 async def test_an_edit_that_was_not_sent_stays_where_jira_did_not_touch_it(
     database_url: str,

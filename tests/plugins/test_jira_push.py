@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from itdesk.desk import missed
 from itdesk.desk.accounts import NewUser
 from itdesk.model import SYSTEM, Caller, Change, Event, Role, Source
+from tests.support.desk import bench_on
 from tests.support.jira import Dialect
-from tests.support.jira_scene import Scene, scene_on
+from tests.support.jira_scene import Scene, connection, scene_on
 
 
 @pytest.fixture(params=["cloud", pytest.param("datacenter", marks=pytest.mark.slow)])
@@ -321,3 +323,33 @@ async def test_an_internal_comment_stays_internal_though_data_center_does_not_sa
         scene.jira.edit(issue, ours, "A agent:\n\nno fool")
         await scene.hear()
         assert await scene.bench.sql(hidden) == "indeed|no fool"
+
+
+async def test_what_was_changed_while_it_was_switched_off_goes_out_once_it_is_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-05: before Jira's next update overwrites it, and once, though two daemons catch up, one of
+    which was started meanwhile."""
+    monkeypatch.setattr(missed, "BATCH", 1)
+    async with scene_on(database_url) as scene:
+        issue, ticket = await scene.mirrored()
+        person = await scene.bench.person(Role.AGENT)
+        await scene.switch(enabled=False)
+        assert not scene.bench.desk.mirror._rules
+        async with bench_on(database_url, **connection(scene.jira)) as other:
+            await scene.edit(ticket, title="VPN is slow", status="in_progress")
+            await scene.bench.desk.tickets.comment(person, ticket.key, "On it")
+            scene.jira.change(issue, priority="Low")
+            assert await scene.jobs() == []
+            boss = await other.person(Role.ADMIN)
+            await other.desk.switchboard.turn(boss, "jira", enabled=True)
+            assert len(await scene.jobs()) == 2
+        await scene.bench.desk.switchboard.apply()
+        await scene.hear()
+        assert (await scene.ticket(issue.key)).title == "VPN is slow"
+        await scene.work()
+        said = [one.text.splitlines()[-1] for one in issue.comments]
+        assert (issue.summary, issue.status, said) == ("VPN is slow", "In Progress", ["On it"])
+        await scene.switch(enabled=False)
+        await scene.switch(enabled=True)
+        assert [state for state, _ in await scene.jobs()] == ["done", "done"]

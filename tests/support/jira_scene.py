@@ -80,6 +80,11 @@ class Scene:
 
     # --- here ------------------------------------------------------------------------------
 
+    async def switch(self, *, enabled: bool) -> None:
+        """Switch the plugin off or on, for all daemons."""
+        caller = await self.bench.person(Role.ADMIN)
+        await self.bench.desk.switchboard.turn(caller, "jira", enabled=enabled)
+
     async def edit(self, ticket: Ticket, **fields: Any) -> Ticket:
         """Change a ticket as an administrator does."""
         caller = await self.bench.person(Role.ADMIN)

@@ -140,7 +140,7 @@ class FakeOllama:
         if (request.method, request.path) == ("POST", "/api/generate"):
             return await self._generate(request, body)
         if (request.method, request.path) == ("POST", "/api/embed"):
-            return self._embed(body)
+            return await self._embed(request, body)
         return web.Response(status=404, text="404 page not found")
 
     def _knows(self, name: Any) -> bool:
@@ -216,15 +216,20 @@ class FakeOllama:
         except TimeoutError:
             pass
 
-    def _embed(self, body: Any) -> web.StreamResponse:
+    async def _embed(self, request: web.Request, body: Any) -> web.StreamResponse:
         if strange := set(body) - _EMBED:
             return _failure(400, f"unknown: {sorted(strange)}")
         if not self._knows(body.get("model")):
             return _failure(404, f"model '{body.get('model')}' not found")
+        if self.mode == "huge":
+            return await self._huge(request)
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        made = self.embeds(texts)
+        if isinstance(made, bytes):
+            return web.Response(body=made, content_type="application/json")
         return web.json_response(
             {
-                "model": body["model"], "embeddings": self.embeds(texts),
+                "model": body["model"], "embeddings": made,
                 "total_duration": 14143917, "load_duration": 1019500, "prompt_eval_count": 8,
             }
         )  # fmt: skip

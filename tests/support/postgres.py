@@ -41,7 +41,9 @@ class Server:
         directory: str = FAST_DIR,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
+        # Named by its run: a server that a test has stopped for a while is nobody's leftover.
+        prefix = f"{_PREFIX}{os.getpid()}-"
+        self.state_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
         self.state_dir.chmod(0o711)
         self.port = _free_port()
         self._prepared = False
@@ -179,9 +181,12 @@ def _free_port() -> int:
 
 
 def _sweep() -> None:
-    """Delete what killed test runs left: a directory whose lock nobody holds."""
-    for state_dir in Path(FAST_DIR).glob(f"{_PREFIX}*"):
+    """Delete what killed test runs left: they are gone, and nobody holds the directory's lock."""
+    for state_dir in Path(FAST_DIR).glob(f"{_PREFIX}*-*"):
+        run = state_dir.name.removeprefix(_PREFIX).partition("-")[0]
         try:
+            if Path(f"/proc/{run}").exists():
+                continue
             with (state_dir / "postgres/lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(state_dir, ignore_errors=True)
