@@ -181,7 +181,7 @@ async def test_refusals_and_missing_things_are_told_apart() -> None:
         with pytest.raises(Missing):
             await client.issue("NONE-1")
         with pytest.raises(Refused) as caught:
-            await client.search("nonsense ~ 1 ORDER BY", "key", size=1)
+            await client.search("nonsense ORDER BY", "key", size=1)
         assert caught.value.http == 400 and "JQL" in caught.value.said
         assert "JQL" not in caught.value.message and client.problem == ""
         assert len(jira.calls(path="NONE-1")) == 1
@@ -271,7 +271,7 @@ async def test_what_is_measured_after_an_answer_is_what_that_answer_says() -> No
         settings = JiraSettings(
             base_url=jira.url, email=jira.email, api_token=jira.token, dialect="cloud"
         )
-        client = Client(
+        client: Client = Client(
             settings,
             clock,
             lambda outcome, _: seen.append((outcome, bool(client.problem), client.refused)),
