@@ -39,8 +39,16 @@ CREATE INDEX IF NOT EXISTS ix_suggestions_ticket_id ON suggestions (ticket_id, c
 CREATE INDEX IF NOT EXISTS ix_suggestions_decided_at ON suggestions (decided_at)
     WHERE decided_at IS NOT NULL;
 
+-- Those that are open or superseded, by their age.
+CREATE INDEX IF NOT EXISTS ix_suggestions_undecided ON suggestions (created_at)
+    WHERE decided_at IS NULL;
+
+-- What people decided, and what the desk did by itself, which may be far more.
 CREATE INDEX IF NOT EXISTS ix_suggestions_kind ON suggestions (kind, source, decided_at)
-    WHERE decided_at IS NOT NULL;
+    WHERE decided_at IS NOT NULL AND state <> 'applied';
+
+CREATE INDEX IF NOT EXISTS ix_suggestions_applied ON suggestions (kind, source, decided_at)
+    WHERE decided_at IS NOT NULL AND state = 'applied';
 
 CREATE INDEX IF NOT EXISTS ix_suggestions_decided_by ON suggestions (decided_by)
     WHERE decided_by IS NOT NULL;
@@ -50,6 +58,7 @@ CREATE TABLE IF NOT EXISTS ticket_embeddings (
     ticket_id uuid CONSTRAINT pk_ticket_embeddings PRIMARY KEY
         CONSTRAINT fk_ticket_embeddings_ticket_id REFERENCES tickets (id) ON DELETE CASCADE,
     model text NOT NULL,
+    -- Of length one; empty when the model makes none of this text.
     vector real[] NOT NULL,
     -- Of the text that it was made from.
     digest text NOT NULL,

@@ -119,6 +119,7 @@ ROUTES: list[Route] = [
         tag="suggestions",
         query=SimilarQuery,
         response=list[Similar],
+        errors={"E_SEARCH_TOO_BROAD": 503},
     ),
     Route(
         id="G2",

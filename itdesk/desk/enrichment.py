@@ -21,7 +21,7 @@ from itdesk.desk.suggestions import value_of
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.triage import Triage
 from itdesk.desk.wordlists import Wordlists
-from itdesk.errors import NotFound
+from itdesk.errors import DeskError, NotFound, Unavailable
 from itdesk.hookspecs import JobType
 from itdesk.model import (
     SYSTEM,
@@ -48,6 +48,8 @@ from itdesk.store.suggestions import (
 ENRICH: Final = "assist.enrich"
 # Beyond what the model may take: the database's part.
 _SPARE_SECONDS: Final = 30.0
+# Of so many older tickets the one is taken that a new one repeats.
+MOST_ALIKE: Final = 50
 
 log = get_logger("enrichment")
 
@@ -106,7 +108,8 @@ class Enrichment:
         if ticket is None or ticket.status is Status.CLOSED:
             return
         prediction = await self._predict(ticket)
-        alike = await self._similarity.of(SYSTEM, str(ticket.id), limit=1)
+        alike = await self._alike(ticket)
+        because = Caller(None, SYSTEM.name, Role.ADMIN, Source.AI, cause_id=job.event_id)
         async with job.transaction() as tx:
             try:
                 now = await tickets.find(tx.conn, str(ticket.id), scope=None, lock=True)
@@ -114,11 +117,24 @@ class Enrichment:
                 return
             if now.status is Status.CLOSED:
                 return
-            because = Caller(None, SYSTEM.name, Role.ADMIN, Source.AI, cause_id=job.event_id)
-            await self._note(tx, because, now, prediction)
-            for new in proposals(now, prediction, alike):
-                made = await suggestions.put(tx.conn, now.id, new)
-                await self._apply(tx, because, now, made)
+            version = await self._note(tx, because, now, prediction)
+            made = [
+                await suggestions.put(tx.conn, now.id, new)
+                for new in proposals(now, prediction, alike)
+            ]
+        # What was believed of an older text, or before somebody acted, is for people to judge.
+        if now.version == ticket.version:
+            await self._apply_all(because, version, made)
+
+    async def _alike(self, ticket: Ticket) -> Sequence[Similar]:
+        """Return older tickets that ask for the same; none when looking takes too long."""
+        try:
+            return await self._similarity.of(SYSTEM, str(ticket.id), limit=MOST_ALIKE, earlier=True)
+        except NotFound:
+            return ()
+        except Unavailable as exc:
+            log.warning("similar tickets not looked at", ticket=ticket.key, problem=exc.message)
+            return ()
 
     async def _predict(self, ticket: Ticket) -> Prediction:
         """Return what is believed, from what whoever reported it may see."""
@@ -145,8 +161,11 @@ class Enrichment:
 
     async def _note(
         self, tx: Transaction, because: Caller, ticket: Ticket, prediction: Prediction
-    ) -> None:
-        """Keep what is believed; what was believed before already is no change."""
+    ) -> int:
+        """Keep what is believed; what was believed before already is no change.
+
+        Return the ticket's version with it.
+        """
         changes = tuple(
             Change(name, old, new)
             for name, old, new in (
@@ -157,7 +176,7 @@ class Enrichment:
         )
         said = orjson.dumps(list(prediction.recommendations)).decode()
         if not changes and await suggestions.recommendations(tx.conn, ticket.id) is not None:
-            return
+            return ticket.version
         version = await suggestions.predict(
             tx.conn,
             ticket.id,
@@ -175,25 +194,46 @@ class Enrichment:
                 data={"predicted_by": prediction.source},
             )
         )
+        return version
 
     # --- by itself ------------------------------------------------------------------------
 
-    async def _apply(
-        self, tx: Transaction, because: Caller, ticket: Ticket, made: Suggestion
-    ) -> None:
-        """Do what is suggested where that was right often enough, and nobody said otherwise."""
-        if made.kind not in self._ai.auto_apply or not _unsaid(ticket, made.kind):
-            return
-        if not await self._trusted(tx, made):
-            return
-        await self._tickets.update(
-            because, str(ticket.id), {made.kind.value: value_of(made.kind, made.proposal)}
-        )
+    async def _apply_all(self, because: Caller, version: int, made: Sequence[Suggestion]) -> None:
+        """Do what may be done by itself; what is refused stays a suggestion.
+
+        Each in a transaction of its own: a plugin that objects to a change must not undo what is
+        believed, and have the model asked again.
+        """
+        for one in made:
+            if one.kind not in self._ai.auto_apply:
+                continue
+            try:
+                async with self._db.transaction() as tx:
+                    version = await self._apply(tx, because, version, one)
+            except DeskError as exc:
+                log.warning("suggestion not applied", kind=one.kind, problem=exc.message)
+
+    async def _apply(self, tx: Transaction, because: Caller, version: int, made: Suggestion) -> int:
+        """Do what is suggested where that was right often enough, and nobody said otherwise.
+
+        Return the ticket's version then.
+        """
+        ticket = await tickets.find(tx.conn, str(made.ticket_id), scope=None, lock=True)
+        found = await suggestions.find(tx.conn, ticket.id, made.id)
+        if ticket.version != version or found.state is not SuggestionState.OPEN:
+            return version
+        if not _unsaid(ticket, made.kind) or not await self._trusted(tx, made):
+            return version
+        if await suggestions.was_set(tx.conn, ticket.id, made.kind):
+            return version
+        wanted = {made.kind.value: value_of(made.kind, made.proposal)}
+        after = await self._tickets.update(because, str(ticket.id), wanted)
         replaced: str | None = getattr(ticket, made.kind)
         await suggestions.decide(
             tx.conn, made.id, SuggestionState.APPLIED, by=None, replaced=replaced
         )
         log.info("suggestion applied", ticket=ticket.key, kind=made.kind, proposal=made.proposal)
+        return after.version
 
     async def _trusted(self, tx: Transaction, made: Suggestion) -> bool:
         """Return whether such suggestions were right often enough, as of now."""
@@ -223,17 +263,24 @@ def proposals(
                 SuggestionKind.ASSIGNEE, person, RULES, reason="Has the fewest open tickets."
             )
         )
-    for one in alike:
-        if one.duplicate and one.created_at < ticket.created_at:
-            found.append(
-                NewSuggestion(SuggestionKind.DUPLICATE_OF, one.key, RULES, one.score, one.reason)
-            )
-            break
+    same = [
+        one
+        for one in alike
+        if one.duplicate
+        and one.status is not Status.CLOSED
+        and (one.created_at, one.id) < (ticket.created_at, ticket.id)
+    ]
+    if same:
+        # Of many that say the same, the first is the one that the others repeat.
+        best = min(same, key=lambda one: (-one.score, one.created_at, one.id))
+        found.append(
+            NewSuggestion(SuggestionKind.DUPLICATE_OF, best.key, RULES, best.score, best.reason)
+        )
     return found
 
 
 def _unsaid(ticket: Ticket, kind: SuggestionKind) -> bool:
-    """Return whether people left it open: what somebody chose is never replaced."""
+    """Return whether it is as it is where nobody chose anything."""
     if kind is SuggestionKind.CATEGORY:
         return ticket.category is None
     return kind is SuggestionKind.PRIORITY and ticket.priority is Priority.MEDIUM

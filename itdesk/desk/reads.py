@@ -6,12 +6,14 @@ Their statements are planned anew each time: how frequent the words are decides 
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from itdesk.config import Settings
 from itdesk.errors import Unavailable
 from itdesk.store.db import Database, Limits
 from itdesk.store.failures import Overdue
+
+_NARROW: Final = "Narrow it: add a word, a status, a project or a time."
 
 
 class Reads:
@@ -40,14 +42,14 @@ class Reads:
         await self._db.close()
 
     @asynccontextmanager
-    async def searching(self) -> AsyncIterator[Any]:
-        """Lend a connection for searching; Unavailable when a statement takes too long."""
+    async def searching(self, *, advice: str = _NARROW) -> AsyncIterator[Any]:
+        """Lend a connection for searching; Unavailable, with advice, when it takes too long."""
         try:
             async with self._db.connection() as conn:
                 yield conn
         except Overdue as exc:
             raise Unavailable(
-                "The search took too long. Narrow it: add a word, a status, a project or a time.",
+                f"The search took too long. {advice}",
                 code="E_SEARCH_TOO_BROAD",
                 retry_after=5,
             ) from exc

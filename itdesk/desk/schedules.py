@@ -26,6 +26,7 @@ from itdesk.store.db import Database, Transaction
 ANSWER_HOURS = 48
 NEVER_UPLOADED_DAYS = 7
 EXPIRED_TOKEN_DAYS = 30
+UNDECIDED_DAYS = 30
 # Rows deleted by one statement: it shall be over long before its deadline.
 BATCH = 2000
 
@@ -186,6 +187,7 @@ async def clean_up(
         "counts": cleanup.delete_expired_counts,
         "guesses": cleanup.delete_expired_guesses,
         "files": partial(cleanup.delete_never_uploaded, days=NEVER_UPLOADED_DAYS),
+        "suggestions": partial(cleanup.delete_undecided_suggestions, days=UNDECIDED_DAYS),
         "deliveries": partial(mirrors.forget_deliveries, days=days),
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),

@@ -26,6 +26,7 @@ _SAME_CATEGORY: Final = 0.05
 _MOST_WORDS: Final = 6
 _NEAR: Final = 0.8
 MOST_COMPARED: Final = 50
+_LATER: Final = "Ask again later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,24 @@ class Similarity:
         self._reads = reads
         self._meanings = meanings
 
-    async def of(self, caller: Caller, ref: str, *, limit: int) -> list[Similar]:
-        """Return the tickets most similar to one, among those that the caller may read."""
+    async def of(
+        self, caller: Caller, ref: str, *, limit: int, earlier: bool = False
+    ) -> list[Similar]:
+        """Return the tickets most similar to one, among those that the caller may read.
+
+        With `earlier`, only of those that were there before it and are still to be done.
+        """
         async with self._db.connection() as conn:
             ticket = await tickets.find(conn, ref, scope=caller.scope)
         words = similar.telling(ticket.title, ticket.description)
-        async with self._reads.searching() as conn:
-            found = await similar.candidates(conn, words, scope=caller.scope, but=ticket.id)
+        async with self._reads.searching(advice=_LATER) as conn:
+            found = await similar.candidates(
+                conn,
+                words,
+                scope=caller.scope,
+                but=ticket.id,
+                before=(ticket.created_at, ticket.id) if earlier else None,
+            )
             mine = await similar.wording(conn, ticket.id)
             likenesses = await similar.likenesses(conn, found, mine)
         scored = ranked(ticket, mine, likenesses)[:MOST_COMPARED]

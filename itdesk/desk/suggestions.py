@@ -186,7 +186,7 @@ class Suggestions:
         self._measured_at = self._clock.monotonic()
         try:
             async with self._reads.reporting() as conn:
-                found = await suggestions.precision(conn, days=MEASURED_DAYS)
+                found = await suggestions.precision(conn, days=MEASURED_DAYS, with_open=False)
         except Unavailable as exc:
             # Work goes on without this number.
             log.warning("precision not measured", problem=exc.message)

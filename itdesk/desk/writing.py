@@ -31,6 +31,8 @@ LONGEST_REPLY: Final = 4000
 _EACH_COMMENT: Final = 1500
 _ALL_COMMENTS: Final = 10_000
 _LAST_COMMENTS: Final = 6
+# Making text plain takes the loop's time: of a long one only so much is looked at.
+_BEGINNING: Final = 4000
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+")
 
 
@@ -119,7 +121,7 @@ class Writing:
         else:
             points = [f"- {point}" for point in answer.open_points if point]
             listed = "\n".join(["", "Open:", *points]) if points else ""
-            text, source, note = answer.summary + listed, self._assist.source, _BY_MODEL
+            text, source, note = answer.summary + listed, answer.source, _BY_MODEL
         return await self._kept(caller, ticket, SuggestionKind.SUMMARY, text, source, note)
 
     async def draft(self, caller: Caller, ref: str) -> Written:
@@ -130,7 +132,7 @@ class Writing:
         answer, known = await self._reply(caller, ticket, asked)
         if answer is not None:
             return await self._kept(
-                caller, ticket, SuggestionKind.REPLY, answer.reply, self._assist.source, _BY_MODEL,
+                caller, ticket, SuggestionKind.REPLY, answer.reply, answer.source, _BY_MODEL,
                 cited(known),
             )  # fmt: skip
         heard = hear(self._words, [f"{ticket.title}\n{ticket.description}"], None)
@@ -224,8 +226,9 @@ def extract(ticket: Ticket, talk: Sequence[Comment]) -> str:
 
 
 def _first(text: str, count: int) -> str:
-    """Return the first sentences of a text as one line."""
-    sentences = [part.strip() for part in _SENTENCE.split(plain(text)) if part.strip()]
+    """Return the first sentences of a text as one line; far beyond its beginning none is sought."""
+    beginning = plain(text[:_BEGINNING])
+    sentences = [part.strip() for part in _SENTENCE.split(beginning) if part.strip()]
     return cut(" ".join(sentences[:count]), 400)
 
 

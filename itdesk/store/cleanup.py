@@ -151,6 +151,19 @@ async def delete_audit(conn: Any, limit: int, *, days: int) -> int:
     return deleted
 
 
+async def delete_undecided_suggestions(conn: Any, limit: int, *, days: int) -> int:
+    """Delete what was suggested so many days ago and nobody has to decide any more."""
+    query = """
+        DELETE FROM suggestions WHERE id IN (
+            SELECT s.id FROM suggestions s JOIN tickets t ON t.id = s.ticket_id
+            WHERE s.decided_at IS NULL AND s.created_at < now() - make_interval(days => $2)
+              AND (s.state = 'superseded' OR t.status = 'closed')
+            ORDER BY s.created_at LIMIT $1 FOR UPDATE OF s SKIP LOCKED
+        )
+    """
+    return _count(await conn.execute(query, limit, days))
+
+
 async def files_of_closed(conn: Any, limit: int, *, days: int) -> list[UUID]:
     """Return files of tickets that have been closed for so many days."""
     query = """

@@ -41,7 +41,7 @@ async def stale(conn: Any, model: str, *, limit: int) -> list[Stale]:
 async def put(
     conn: Any, model: str, made: Sequence[Stale], vectors: Sequence[Sequence[float]]
 ) -> None:
-    """Keep the vectors of tickets that are still there."""
+    """Keep the vectors of tickets that are still there: of length one, or empty for none."""
     query = """
         INSERT INTO ticket_embeddings AS e (ticket_id, model, digest, vector)
         SELECT t.id, $2, $3, $4::real[] FROM tickets t WHERE t.id = $1
@@ -54,10 +54,20 @@ async def put(
         await conn.execute(query, one.id, model, one.digest, list(vector))
 
 
-async def of(conn: Any, model: str, ids: Sequence[UUID]) -> dict[UUID, list[float]]:
-    """Return the vectors of a model that there are of these tickets."""
-    query = """
-        SELECT ticket_id, vector FROM ticket_embeddings
-        WHERE model = $1 AND ticket_id = ANY ($2::uuid[])
+async def nearness(
+    conn: Any, model: str, ticket_id: UUID, others: Sequence[UUID]
+) -> dict[UUID, float]:
+    """Return the cosines of a ticket's vector and those of others, where both are comparable.
+
+    It is counted here because thousands of numbers for each of many tickets would hold up the loop.
     """
-    return {row["ticket_id"]: row["vector"] for row in await conn.fetch(query, model, list(ids))}
+    query = """
+        SELECT e.ticket_id, (SELECT sum(n.mine::float8 * n.theirs)
+                             FROM unnest(m.vector, e.vector) AS n (mine, theirs)) AS cosine
+        FROM ticket_embeddings m JOIN ticket_embeddings e ON e.model = m.model
+             AND cardinality(e.vector) = cardinality(m.vector)
+        WHERE m.ticket_id = $2 AND m.model = $1 AND m.vector <> '{}'
+          AND e.ticket_id = ANY ($3::uuid[])
+    """
+    rows = await conn.fetch(query, model, ticket_id, list(others))
+    return {row["ticket_id"]: row["cosine"] for row in rows}

@@ -15,7 +15,9 @@ PAGE = 1000
 _SECONDS = 120.0
 
 # One statement each, $1 the person, $2 all addresses they had, in small letters; no secret and no
-# hash of one is among the columns. Each has a column `id` to go on from, which is $3.
+# hash of one is among the columns. Each has a column `id` to go on from, which is $3. Of what was
+# suggested about their tickets all but summaries, which tell what others said internally, and the
+# keys of others' tickets.
 _SECTIONS: Mapping[str, str] = {
     "account": """
         SELECT u.id, u.email, u.name, u.role, u.department, u.avatar_url, u.is_active,
@@ -39,7 +41,8 @@ _SECTIONS: Mapping[str, str] = {
         FROM jira_accounts j WHERE j.user_id = $1""",
     "tickets": """
         SELECT t.id, t.key, t.title, t.description, t.status, t.priority, t.category, t.department,
-               t.tags, t.resolution, t.reporter_name, t.reporter_id = $1 AS reported,
+               t.tags, t.resolution, t.predicted_priority, t.predicted_category,
+               t.ai_recommendations, t.reporter_name, t.reporter_id = $1 AS reported,
                EXISTS (SELECT 1 FROM ticket_assignees a
                        WHERE a.ticket_id = t.id AND a.user_id = $1) AS assigned,
                t.created_at, t.updated_at, t.closed_at
@@ -62,7 +65,9 @@ _SECTIONS: Mapping[str, str] = {
     "suggestions": """
         SELECT s.id, s.ticket_id, s.kind, s.proposal, s.state, s.decided_at
         FROM suggestions s
-        WHERE s.decided_by = $1 OR s.kind = 'assignee' AND s.proposal = $1::uuid::text""",
+        WHERE s.decided_by = $1 OR s.kind = 'assignee' AND s.proposal = $1::uuid::text
+           OR s.kind IN ('reply', 'priority', 'category') AND s.ticket_id IN (
+               SELECT id FROM tickets WHERE reporter_id = $1)""",
     "mails": """
         SELECT m.id, m.to_address, m.subject, m.body_text, m.kind, m.status, m.created_at, m.sent_at
         FROM emails m WHERE m.user_id = $1 OR lower(m.to_address) = ANY ($2::text[])""",
@@ -167,16 +172,26 @@ async def unname_work(conn: Any, person: Known, name: str) -> None:
     await conn.execute(query, person.id, name, timeout=_SECONDS)
 
 
+# Tickets that a person opened or had a part in, $1 the person.
+_PART_IN = """
+    SELECT id FROM tickets WHERE reporter_id = $1
+    UNION ALL SELECT ticket_id FROM ticket_comments WHERE user_id = $1
+    UNION ALL SELECT ticket_id FROM events WHERE actor_id = $1 AND ticket_id IS NOT NULL
+"""
+
+
 async def unname_suggestions(conn: Any, person: Known) -> None:
-    """Delete suggestions that may name a person: texts about their words, and they as helper."""
-    query = """
+    """Delete what the desk wrote that may name a person: about their words, or they as helper."""
+    query = f"""
         DELETE FROM suggestions s
         WHERE s.kind = 'assignee' AND s.proposal = $1::uuid::text
-           OR s.kind IN ('reply', 'summary') AND s.ticket_id IN (
-               SELECT id FROM tickets WHERE reporter_id = $1
-               UNION ALL SELECT ticket_id FROM ticket_comments WHERE user_id = $1
-               UNION ALL SELECT ticket_id FROM events WHERE actor_id = $1 AND ticket_id IS NOT NULL)
-    """
+           OR s.kind IN ('reply', 'summary') AND s.ticket_id IN ({_PART_IN})
+    """  # noqa: S608 - a literal of this module
+    await conn.execute(query, person.id, timeout=_SECONDS)
+    query = f"""
+        UPDATE tickets SET ai_recommendations = NULL
+        WHERE ai_recommendations IS NOT NULL AND id IN ({_PART_IN})
+    """  # noqa: S608 - a literal of this module
     await conn.execute(query, person.id, timeout=_SECONDS)
 
 

@@ -72,13 +72,24 @@ def telling(title: str, description: str) -> list[str]:
 
 
 async def candidates(
-    conn: Any, words: Sequence[str], *, scope: UUID | None, but: UUID | None = None
+    conn: Any,
+    words: Sequence[str],
+    *,
+    scope: UUID | None,
+    but: UUID | None = None,
+    before: tuple[datetime, UUID] | None = None,
 ) -> list[UUID]:
-    """Return the tickets in scope that have some of these words, the likeliest first."""
+    """Return the tickets in scope that have some of these words, the likeliest first.
+
+    With `before`, the time and id of a ticket, only those opened before it that are not closed.
+    """
+    status = () if before is None else tuple(one for one in Status if one is not Status.CLOSED)
     found: dict[UUID, None] = {}
     for q, count in zip(_questions(words), _EACH, strict=False):
         try:
-            page = await matching.newest(conn, Filter(q=q), scope=scope, count=count)
+            page = await matching.newest(
+                conn, Filter(q=q, status=status), scope=scope, count=count, last=before
+            )
         except asyncpg.QueryCanceledError:
             continue
         found.update((one.id, None) for one in page if one.id != but)

@@ -73,8 +73,8 @@ class Suggestion:
 class Precision:
     """How often suggestions of one kind and category were right, of those that were decided.
 
-    `precision` is None while none was. What the desk applied by itself counts as right once its
-    ticket was closed with it, and as wrong once somebody put it back or set something else.
+    `precision` is None while none was. What the desk applied by itself counts as wrong once
+    somebody put it back or set something else, and never as right: that nobody minded says little.
     """
 
     kind: SuggestionKind
@@ -212,6 +212,17 @@ async def decide(
     return _suggestion(await conn.fetchrow(query, suggestion_id, state, by, replaced))
 
 
+async def was_set(conn: Any, ticket_id: UUID, kind: SuggestionKind) -> bool:
+    """Return whether a ticket's priority or category was set since it was opened."""
+    query = """
+        SELECT EXISTS (
+            SELECT FROM events WHERE ticket_id = $1 AND type = 'ticket.updated'
+               AND changes @> jsonb_build_array(jsonb_build_object('field', $2::text)))
+    """
+    found: bool = await conn.fetchval(query, ticket_id, kind)
+    return found
+
+
 async def predict(
     conn: Any,
     ticket_id: UUID,
@@ -240,7 +251,7 @@ async def recommendations(conn: Any, ticket_id: UUID) -> str | None:
 # Right and wrong as Precision says it: a rejected text was no good, a superseded one nobody judged.
 _JUDGED = """
     SELECT s.kind, s.category, s.source, s.state = 'applied' AS applied, s.state = 'open' AS open,
-           s.state = 'accepted' OR s.state = 'applied' AND held AND t.status = 'closed' AS accepted,
+           s.state = 'accepted' AS accepted,
            s.state IN ('rejected', 'reverted') OR s.state = 'applied' AND NOT held AS rejected
     FROM suggestions s JOIN tickets t ON t.id = s.ticket_id CROSS JOIN LATERAL (
         SELECT s.proposal IS NOT DISTINCT FROM
@@ -249,18 +260,23 @@ _JUDGED = """
 """
 
 
-async def precision(conn: Any, *, days: int) -> list[Precision]:
-    """Return how often suggestions decided in so many days were right, by kind and category."""
+async def precision(conn: Any, *, days: int, with_open: bool = True) -> list[Precision]:
+    """Return how often suggestions decided in so many days were right, by kind and category.
+
+    With those of these days that are still open, unless only the decided ones are asked for.
+    """
     query = f"""
         SELECT kind, category, count(*) FILTER (WHERE accepted) AS accepted,
                count(*) FILTER (WHERE rejected) AS rejected,
                count(*) FILTER (WHERE applied) AS applied, count(*) FILTER (WHERE open) AS open
-        FROM ({_JUDGED}
-            WHERE s.decided_at >= now() - make_interval(days => $1)
-               OR s.state = 'open' AND s.created_at >= now() - make_interval(days => $1)
+        FROM (
+            {_JUDGED} WHERE s.decided_at >= now() - make_interval(days => $1)
+            UNION ALL
+            {_JUDGED} WHERE $2::bool AND s.decided_at IS NULL AND s.state = 'open'
+                        AND s.created_at >= now() - make_interval(days => $1)
         ) AS judged GROUP BY kind, category ORDER BY kind, category NULLS LAST
     """  # noqa: S608 - a literal of this module
-    return [_precision(row) for row in await conn.fetch(query, days)]
+    return [_precision(row) for row in await conn.fetch(query, days, with_open)]
 
 
 def _precision(row: Mapping[str, Any]) -> Precision:
@@ -282,15 +298,21 @@ async def kept(
 ) -> tuple[int, int]:
     """Return how many of one kind, category and source were right, and how many were decided.
 
-    Only the newest decisions count, so that a change shows soon and looking stays quick.
+    Only the newest count, of what people decided and of what the desk did by itself, so that a
+    change shows soon and looking stays quick.
     """
+    of_its_kind = """
+        s.kind = $1 AND s.category IS NOT DISTINCT FROM $2 AND s.source = $3
+        AND s.decided_at >= now() - make_interval(days => $4)
+    """
+    newest = f"ORDER BY s.decided_at DESC LIMIT {MOST_COUNTED}"
     query = f"""
         SELECT count(*) FILTER (WHERE accepted) AS accepted,
                count(*) FILTER (WHERE accepted OR rejected) AS decided
-        FROM ({_JUDGED}
-            WHERE s.kind = $1 AND s.category IS NOT DISTINCT FROM $2 AND s.source = $3
-              AND s.decided_at >= now() - make_interval(days => $4)
-            ORDER BY s.decided_at DESC LIMIT {MOST_COUNTED}
+        FROM (
+            ({_JUDGED} WHERE {of_its_kind} AND s.state <> 'applied' {newest})
+            UNION ALL
+            ({_JUDGED} WHERE {of_its_kind} AND s.state = 'applied' {newest})
         ) AS judged
     """  # noqa: S608 - a literal of this module
     row = await conn.fetchrow(query, kind, category, source, days)

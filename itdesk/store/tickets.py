@@ -215,11 +215,18 @@ _SETTABLE = frozenset(
     }
 )  # fmt: skip
 
+_UNDECIDED = """, undecided AS (
+    UPDATE suggestions SET state = 'superseded' WHERE ticket_id = $1 AND state = 'open')
+"""
+
 
 async def update(
     conn: Any, ticket_id: UUID, fields: Mapping[str, Any], *, first_action: bool = False
 ) -> Ticket:
-    """Set these columns and raise the version by one; closing and reopening set closed_at."""
+    """Set these columns and raise the version by one; closing and reopening set closed_at.
+
+    What was suggested and not decided when a ticket is closed nobody needs to decide any more.
+    """
     values: list[Any] = [ticket_id]
     sets = ["version = version + 1", "updated_at = now()"]
     for column, value in fields.items():
@@ -231,8 +238,9 @@ async def update(
         sets.append(f"closed_at = {'now()' if fields['status'] == Status.CLOSED else 'NULL'}")
     if first_action:
         sets.append("first_action_at = coalesce(first_action_at, now())")
+    closing = _UNDECIDED if fields.get("status") == Status.CLOSED else ""
     query = f"""
-        WITH t AS (UPDATE tickets SET {", ".join(sets)} WHERE id = $1 RETURNING *)
+        WITH t AS (UPDATE tickets SET {", ".join(sets)} WHERE id = $1 RETURNING *){closing}
         SELECT {_COLUMNS} FROM t JOIN projects p ON p.id = t.project_id
     """  # noqa: S608 - columns come from the list above, values are parameters
     return _ticket(await conn.fetchrow(query, *values))

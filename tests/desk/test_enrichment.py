@@ -1,20 +1,24 @@
 """New tickets are looked at beside everything else, and nothing but a suggestion comes of it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
 from itdesk.actors.worker import Worker
 from itdesk.desk.tickets import NewTicket
 from itdesk.desk.writing import REPLY
-from itdesk.errors import ConfigError, Conflict
+from itdesk.errors import ConfigError, Conflict, Unavailable
 from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
 from itdesk.runtime.actor import TICK
+from itdesk.store import suggestions
 from itdesk.store.paging import Window
-from itdesk.store.suggestions import Suggestion
+from itdesk.store.suggestions import Suggestion, SuggestionKind
 from tests.support.desk import Bench, bench_on
 from tests.support.jira_scene import scene_on
 from tests.support.ollama import FakeOllama, fake_ollama
@@ -419,9 +423,10 @@ async def test_what_was_right_often_enough_is_applied_until_it_is_not(database_u
         assert (await opened(bench, alice, "VPN is down")).category is None
 
 
-async def test_what_was_applied_is_right_once_its_ticket_was_closed_with_it(
+async def test_what_was_applied_is_never_right_by_itself_and_wrong_once_corrected(
     database_url: str,
 ) -> None:
+    """Closing the ticket judges nothing, whoever does: they need not have looked at it."""
     async with bench_on(database_url, **BY_ITSELF) as bench:
         agent, manager = await bench.person(Role.AGENT), await bench.person(Role.MANAGER)
         await decided(bench, agent, True, True, True, True)
@@ -434,4 +439,163 @@ async def test_what_was_applied_is_right_once_its_ticket_was_closed_with_it(
 
         assert await measured() == (4, 4, 1)
         await bench.desk.tickets.update(agent, ticket.key, {"status": Status.CLOSED})
-        assert await measured() == (5, 5, 1)
+        assert await measured() == (4, 4, 1)
+        admin = await bench.person(Role.ADMIN)
+        await bench.desk.tickets.update(admin, ticket.key, {"category": Category.HARDWARE})
+        assert await measured() == (4, 5, 1)
+        # However many it does, what people said is still counted.
+        await bench.sql(
+            """INSERT INTO suggestions (ticket_id, kind, proposal, source, category, state,
+                                        decided_at)
+               SELECT $1, 'category', 'hardware', 'rules', 'network', 'applied', now()
+               FROM generate_series(1, 1500)""",
+            ticket.id,
+        )
+        async with bench.desk.db.connection() as conn:
+            kind = SuggestionKind.CATEGORY
+            assert await suggestions.kept(conn, kind, "network", "rules", days=9) == (4, 4)
+
+
+async def trusted(bench: Bench, who: Caller, source: str) -> None:
+    """Let enough have been accepted that the desk acts by itself."""
+    ticket = await bench.desk.tickets.create(who, NewTicket("Qwertz"))
+    for kind in ("category", "priority"):
+        await bench.sql(
+            """INSERT INTO suggestions (ticket_id, kind, proposal, source, category, state,
+                                        decided_at)
+               SELECT $1, $2, 'high', $3, 'network', 'accepted', now()
+               FROM generate_series(1, 4)""",
+            ticket.id, kind, source,
+        )  # fmt: skip
+    await work(bench)
+
+
+async def test_what_somebody_does_while_the_model_thinks_is_not_replaced(
+    database_url: str, ollama: FakeOllama
+) -> None:
+    """Whether they chose or only edited what was judged; what they did before that counts too."""
+    env = {**BY_ITSELF, "OLLAMA_BASE_URL": ollama.url, "OLLAMA_MODEL": "llama3.2"}
+    async with bench_on(database_url, **env) as bench:
+        alice, agent = await bench.person(), await bench.person(Role.AGENT)
+        await trusted(bench, alice, "ollama")
+        ollama.says = lambda prompt, schema: triage("high", "network")
+        left = await opened(bench, alice, "Qwertz uiop")
+        assert (left.priority, left.category) == ("high", "network")
+        for fields in ({"priority": "medium"}, {"title": "Only a question"}):
+            new = NewTicket("Qwertz uiop", priority=Priority.HIGH, category=Category.NETWORK)
+            if "title" in fields:
+                new = NewTicket("Qwertz uiop")
+            ticket = await bench.desk.tickets.create(alice, new)
+
+            async def change(ticket: Ticket = ticket, fields: Any = fields) -> None:
+                await bench.desk.tickets.update(agent, ticket.key, fields)
+                ollama.released.set()
+
+            # The model thinks until the ticket has been changed.
+            ollama.mode = "slow"
+            ollama.released.clear()
+            async with asyncio.TaskGroup() as group:
+
+                def says(prompt: str, schema: Any, change: Any = change, group: Any = group) -> Any:
+                    group.create_task(change())
+                    return triage("high", "network")
+
+                ollama.says = says
+                await work(bench)
+            assert ollama.released.is_set()
+            after = await bench.desk.tickets.get(agent, ticket.key)
+            assert (after.priority, after.category) == ("medium", new.category)
+            assert (await suggested(bench, ticket))["priority"].state == "open"
+        ollama.mode, ollama.says = "ok", lambda prompt, schema: triage("high", "network")
+        early = await bench.desk.tickets.create(alice, NewTicket("Qwertz", priority=Priority.LOW))
+        await bench.desk.tickets.update(agent, early.key, {"priority": Priority.MEDIUM})
+        await work(bench)
+        after = await bench.desk.tickets.get(agent, early.key)
+        assert (after.priority, after.category) == ("medium", "network")
+
+
+STRICT = """
+from pydantic import BaseModel
+from itdesk.hookspecs import hookimpl
+
+class Settings(BaseModel): ...
+
+class Plugin:
+    name, itdesk_api, Settings = "strict", 1, Settings
+
+    def __init__(self, settings): ...
+
+    @hookimpl
+    def itdesk_validate_ticket(self, before, after):
+        if before is not None and after.category != before.category:
+            return ["Only people set it."]
+        return []
+"""
+
+
+async def test_what_a_plugin_refuses_stays_a_suggestion_and_the_model_is_asked_once(
+    database_url: str, ollama: FakeOllama, tmp_path: Path
+) -> None:
+    """What is believed is kept, the job is done, and what nobody refused is done as well."""
+    (tmp_path / "strict.py").write_text(STRICT)
+    env = {
+        **BY_ITSELF, "OLLAMA_BASE_URL": ollama.url, "OLLAMA_MODEL": "llama3.2",
+        "ITDESK_PLUGIN_HOST__DIRECTORIES": f'["{tmp_path}"]',
+        "ITDESK_PLUGINS__STRICT__ENABLED": "true",
+    }  # fmt: skip
+    async with bench_on(database_url, **env) as bench:
+        alice = await bench.person()
+        await trusted(bench, alice, "ollama")
+        asked = len(ollama.calls())
+        ollama.says = lambda prompt, schema: triage("high", "network")
+        ticket = await opened(bench, alice, "Qwertz uiop")
+        assert (ticket.predicted_category, ticket.category) == ("network", None)
+        assert ticket.priority == "high"
+        found = await suggested(bench, ticket)
+        assert (found["category"].state, found["priority"].state) == ("open", "applied")
+        assert len(ollama.calls()) == asked + 1
+
+
+# Only comparing texts is slow then.
+SLOW = """
+    CREATE SCHEMA slow;
+    CREATE FUNCTION slow.tsvector_to_array(tsvector) RETURNS text[] LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_sleep(5); RETURN '{}'; END $$;
+    DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET search_path = slow, pg_catalog, public',
+                       current_database());
+    END $$;
+"""
+
+
+async def test_looking_for_duplicates_that_takes_too_long_loses_nothing_else(
+    database_url: str,
+) -> None:
+    conn = await asyncpg.connect(database_url)
+    try:
+        await conn.execute(SLOW)
+    finally:
+        await conn.close()
+    env = {**BY_RULES, "ITDESK_TICKETS__SEARCH_MILLISECONDS": "50"}
+    async with bench_on(database_url, **env) as bench:
+        alice = await bench.person()
+        ticket = await opened(bench, alice, "VPN is down")
+        assert ticket.predicted_category == "network"
+        with pytest.raises(Unavailable) as late:
+            await bench.desk.similar.of(alice, ticket.key, limit=5)
+        assert late.value.code == "E_SEARCH_TOO_BROAD" and "word" not in late.value.message
+
+
+async def test_in_a_storm_each_ticket_repeats_the_first_open_one(plain: Bench) -> None:
+    """However many came after it, and never one that was closed long ago."""
+    alice, agent = await plain.person(), await plain.person(Role.AGENT)
+    title, text = "Archive export stops halfway", "Since the update it stops at half."
+    old = await plain.desk.tickets.create(alice, NewTicket(title, text))
+    await plain.desk.tickets.update(agent, old.key, {"status": Status.CLOSED})
+    storm = [await plain.desk.tickets.create(alice, NewTicket(title, text)) for _ in range(45)]
+    await work(plain)
+    assert "duplicate_of" not in await suggested(plain, storm[0])
+    for n, ticket in enumerate(storm[1:], start=1):
+        found = (await suggested(plain, ticket))["duplicate_of"].proposal
+        # Of more than 40 the newest before it are looked at.
+        assert found == storm[max(0, n - 40)].key

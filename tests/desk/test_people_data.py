@@ -34,6 +34,18 @@ async def ada(bench: Bench) -> Caller:
     me = Caller(user.id, NAME, user.role, email=EMAIL)
     await desk.tickets.comment(me, ticket.key, "I looked at it.", internal=False)
     await desk.writing.summarise(me, ticket.key)
+    await bench.sql(
+        "UPDATE tickets SET ai_recommendations = jsonb_build_array('Ask ' || $2::text)"
+        " WHERE id = $1",
+        ticket.id,
+        NAME,
+    )
+    await bench.sql(
+        "INSERT INTO suggestions (ticket_id, kind, proposal, source)"
+        " SELECT $1, kind, 'Said of Ada', 'rules' FROM unnest(ARRAY['reply', 'duplicate_of'])"
+        " AS kind",
+        ticket.id,
+    )
     await bench.upload(me, ticket, b"punched cards", "cards.txt")
     await bench.scan()
     async with desk.db.transaction() as tx:
@@ -71,6 +83,9 @@ async def test_an_export_has_all_that_is_known(bench: Bench) -> None:
     assert found["account-0001.json"][0]["email"] == EMAIL
     assert "password_hash" not in found["account-0001.json"][0]
     assert [t["title"] for t in found["tickets-0001.json"]] == ["The engine is down"]
+    assert found["tickets-0001.json"][0]["ai_recommendations"] == [f"Ask {NAME}"]
+    # A summary tells what others said internally.
+    assert {s["kind"] for s in found["suggestions-0001.json"]} == {"reply"}
     assert [c["body"] for c in found["comments-0001.json"]] == ["I looked at it."]
     assert len(found["mails-0001.json"]) == 2
     assert {e["type"] for e in found["journal-0001.json"]} >= {"ticket.created", "user.updated"}
@@ -94,6 +109,7 @@ async def test_after_an_erasure_the_name_is_nowhere_and_the_work_is_still_there(
     after = await everything(bench)
     for word in (NAME, EMAIL, OLD, OLD.upper(), "Ada Byron", "Dear Ada"):
         assert word not in after
+    assert await bench.sql("SELECT ai_recommendations FROM tickets") is None
     assert "Dear Else" in after and "I looked at it." in after and "The engine is down" in after
     assert await bench.sql("SELECT reporter_name FROM tickets") == ERASED
     assert await bench.sql("SELECT author_name FROM ticket_comments") == ERASED

@@ -246,7 +246,23 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
             "INSERT INTO jira_deliveries VALUES ($1::int::text, now() - make_interval(days => $1))",
             days,
         )
+    closed = await bench.ticket(alice)
+    await bench.sql("UPDATE tickets SET status = 'closed' WHERE id = $1", closed.id)
+    for days in (29, 31):
+        for about in (ticket, closed):
+            await bench.sql(
+                "INSERT INTO suggestions (ticket_id, kind, proposal, source, state, decided_at,"
+                " created_at) SELECT $1, 'reply', 'x', 'rules', state,"
+                " CASE WHEN state = 'accepted' THEN now() END, now() - make_interval(days => $2)"
+                " FROM unnest(ARRAY['superseded', 'accepted']) AS state", about.id, days,
+            )  # fmt: skip
+            await bench.sql(
+                "INSERT INTO suggestions (ticket_id, kind, proposal, source, created_at) VALUES"
+                " ($1, $2, 'x', 'rules', now() - make_interval(days => $3))",
+                about.id, "summary" if days == 29 else "reply", days,
+            )  # fmt: skip
     assert await clean_up(bench.desk.db, days=30) == {
+        "suggestions": 3,
         "sessions": 1, "verifications": 1, "resets": 1, "answers": 1, "files": 1, "runs": 1,
         "jobs": 2, "secrets": 2, "emails": 2, "workflow_runs": 2,
         "deliveries": 1, "challenges": 1, "api_tokens": 1, "counts": 0, "guesses": 0, "sign_ins": 0,
@@ -255,7 +271,8 @@ async def test_what_is_over_is_deleted_and_nothing_else(bench: Bench) -> None:
         ("refresh_tokens", 1), ("verification_tokens", 1), ("password_reset_tokens", 1),
         ("login_challenges", 1), ("api_tokens", 1),
         ("idempotency_keys", 1), ("attachments", 3), ("periodic_runs", 1), ("jobs", 4),
-        ("jira_deliveries", 1), ("emails", 7), ("emails WHERE body_text = ''", 1),
+        ("jira_deliveries", 1), ("suggestions", 9), ("emails", 7),
+        ("emails WHERE body_text = ''", 1),
     ):  # fmt: skip
         assert await bench.sql(f"SELECT count(*) FROM {table}") == left, table  # noqa: S608
     assert not any((await clean_up(bench.desk.db, days=30)).values())

@@ -176,6 +176,20 @@ async def test_of_each_kind_the_newest_is_open_and_the_same_one_stays(bench: Ben
         await bench.desk.suggestions.accept(agent, ticket.key, first.id)
 
 
+async def test_closing_a_ticket_leaves_nothing_to_decide_on_it(bench: Bench) -> None:
+    """But for what closes it: that was accepted."""
+    agent, alice = await bench.person(Role.AGENT), await bench.person()
+    first, second = await opened(bench, alice), await opened(bench, alice)
+    await suggested(bench, first, "reply", "Dear Alice")
+    await bench.desk.tickets.update(alice, first.key, {"status": Status.CLOSED})
+    await suggested(bench, second, "reply", "Dear Alice")
+    made = await suggested(bench, second, "duplicate_of", first.key)
+    await bench.desk.suggestions.accept(agent, second.key, made.id)
+    for ticket, states in ((first, ["superseded"]), (second, ["accepted", "superseded"])):
+        page = await bench.desk.suggestions.list(agent, ticket.key, ALL, state=None)
+        assert [one.state for one in page.items] == states
+
+
 async def test_users_know_of_none(bench: Bench) -> None:
     """S-36: suggestions rest on what is internal as well, and are for agents only."""
     alice = await bench.person()

@@ -73,6 +73,13 @@ async def test_without_a_model_a_summary_is_the_tickets_own_sentences(database_u
         # The same again is the same suggestion.
         again = await bench.desk.writing.summarise(agent, ticket.key)
         assert again.suggestion == done.suggestion
+        # However long a text is, little of it is looked at: that takes the loop's time.
+        text = "It hums. " + "<b>" * 2000 + " The end."
+        changed = {"description": text, "resolution": "<b>" * 2000 + " The end."}
+        await bench.desk.tickets.update(agent, ticket.key, changed)
+        done = await bench.desk.writing.summarise(agent, ticket.key)
+        assert done.suggestion is not None
+        assert "It hums." in done.suggestion.proposal and "end" not in done.suggestion.proposal
 
 
 async def test_a_long_ticket_is_cut_to_what_a_model_reads(bench: Bench, ollama: FakeOllama) -> None:
