@@ -16,6 +16,9 @@ from uuid import UUID
 # The fields that both sides may change.
 SHARED: Final = ("title", "description", "status", "priority", "tags", "assignee")
 
+# How the names begin under which comments are sent that only say what the ticket says itself.
+ONLY_SAID: Final = "resolution/"
+
 
 @dataclass(frozen=True, slots=True)
 class RemotePerson:
@@ -28,7 +31,10 @@ class RemotePerson:
 
 @dataclass(frozen=True, slots=True)
 class RemoteComment:
-    """A comment over there; one that not everybody may read there is internal here."""
+    """A comment over there; one that not everybody may read there is internal here.
+
+    Unless it is `sure`, nothing was told of who may read it.
+    """
 
     id: str
     body: str
@@ -36,6 +42,7 @@ class RemoteComment:
     internal: bool = False
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    sure: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,3 +94,21 @@ async def test_the_shell_plans_and_imports(desk: Live, jira: FakeJira) -> None:
     await jira.deliver(desk.url + UPSERT, jira.take(), secret=SECRET)
     assert await sql(desk, "SELECT count(*) FROM tickets") == count
     assert jira.token not in done.stdout + done.stderr
+
+
+async def test_an_import_that_is_cut_still_says_what_it_came_to(desk: Live, jira: FakeJira) -> None:
+    """C10: 2, with the summary; 1 is for a desk without Jira, whose plugin is off for instance."""
+    for number in range(2):
+        (await desk.admin.post("/tickets", {"title": f"Cut {number}"})).expect(201)
+    jira.trouble(401, method="POST", path="/issue$", times=1, after=1)
+    done = await asyncio.to_thread(desk.daemon.run, "jira", "import", "--apply", "--sleep-ms", "0")
+    assert done.returncode == 2 and "created=1" in done.stdout, done.stderr
+    assert "JIRA_API_TOKEN" in done.stderr and "Traceback" not in done.stderr
+    switch = "/api/v1/plugin-switches/jira"
+    (await desk.admin.call("PUT", switch, json={"enabled": False})).expect(200)
+    try:
+        done = await asyncio.to_thread(desk.daemon.run, "jira", "reconcile")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "jira is off" in done.stderr and "itdesk plugins" in done.stderr
+    finally:
+        (await desk.admin.call("PUT", switch, json={"enabled": True})).expect(200)

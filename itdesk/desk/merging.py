@@ -12,7 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from itdesk.model import Ticket
-from itdesk.remote import SHARED, Rules, Shadow, Winner, fingerprint, mark_of
+from itdesk.remote import ONLY_SAID, SHARED, Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.store.pushes import Unfinished
 
 # How the issues of tickets that are ours begin.
@@ -61,7 +61,7 @@ def settle(
         elif winner(name) is Winner.LAST_WRITER:
             if unchanged or (wait is not None and updated_at < wait.since):
                 settled.kept.add(name)
-        elif unchanged and wait is not None and not wait.failing:
+        elif unchanged and (shadow.creating or (wait is not None and not wait.failing)):
             # It is on its way there; the remote side changed something else.
             settled.kept.add(name)
     return settled
@@ -74,6 +74,34 @@ def theirs(told: Mapping[str, str], shadow: Shadow) -> list[str]:
         for name, mark in told.items()
         if mark not in (shadow.sent.get(name), shadow.known.get(name))
     ]
+
+
+def as_opened(told: Mapping[str, str], shadow: Shadow) -> dict[str, str]:
+    """Return what is heard for the first time of an issue that is being opened for a ticket.
+
+    It is how the remote side opens issues, and nobody's word.
+    """
+    return {n: mark for n, mark in told.items() if n not in shadow.known and n not in shadow.sent}
+
+
+def only_said(shadow: Shadow) -> set[str]:
+    """Return the fingerprints of comments that are said over there and are none here."""
+    return {mark for name, mark in shadow.sent.items() if name.startswith(ONLY_SAID)}
+
+
+def changed_since(then: Ticket, now: Ticket) -> list[str]:
+    """Return the shared fields in which a ticket is not what it was."""
+    found = [name for name in SHARED if name != "assignee" and _differs(name, then, now)]
+    if then.assignee_ids != now.assignee_ids:
+        found.append("assignee")
+    if then.key != now.key and "title" not in found:
+        # It is part of the summary.
+        found.append("title")
+    return found
+
+
+def _differs(name: str, then: Ticket, now: Ticket) -> bool:
+    return bool(getattr(then, name) != getattr(now, name))
 
 
 def own_title(ticket: Ticket, title: str) -> str:

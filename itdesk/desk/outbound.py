@@ -10,14 +10,14 @@ from datetime import datetime
 from uuid import UUID
 
 from itdesk.errors import Conflict
-from itdesk.model import SYSTEM, Caller, Comment, Event
-from itdesk.remote import RemoteIssue, Shadow
+from itdesk.model import SYSTEM, Caller, Comment, Event, Ticket
+from itdesk.remote import SHARED, RemoteIssue, Shadow
 from itdesk.runtime import failpoints
 from itdesk.store import backups, mirrors, pushes, tickets
 from itdesk.store.db import Database
 from itdesk.store.pushes import Agent, Candidate
 
-from .merging import told_of
+from .merging import changed_since
 
 
 class Outbound:
@@ -132,29 +132,39 @@ class Outbound:
         yield
         failpoints.hit("after_send")
 
-    async def opened(self, ticket_id: UUID, issue: RemoteIssue, *, done: bool) -> None:
-        """Let a ticket stand for an issue; once it is `done`, changes over there are taken over.
+    async def linked(
+        self, ticket: Ticket, issue: RemoteIssue, *, made: bool, push: str | None
+    ) -> None:
+        """Let a ticket stand for an issue that was `made` from it just now, or is found again.
 
-        What the issue holds then counts as sent: it is made from the ticket.
+        What changed here since `ticket` was read is left to a job of the kind `push`; of an issue
+        that is found nobody knows, so that all is compared.
         """
         async with self._db.transaction() as tx:
-            if done:
-                failpoints.hit("before_mark")
-            await mirrors.lock(tx.conn, f"{issue.source}:{issue.key}")
-            at = issue.updated_at if done else None
-            if not await pushes.link(tx.conn, ticket_id, issue.source, issue.key, at):
+            lane = f"{issue.source}:{issue.key}"
+            await mirrors.lock(tx.conn, lane)
+            now = await tickets.find(tx.conn, str(ticket.id), scope=None, lock=True)
+            if not await pushes.link(tx.conn, ticket.id, issue.source, issue.key, None):
                 raise Conflict(
-                    "The ticket was deleted meanwhile, or stands for another issue than"
-                    f" {issue.key}.",
-                    code="E_TICKET_LINKED",
+                    f"The ticket stands for another issue than {issue.key}.", code="E_TICKET_LINKED"
                 )
             if issue.id is not None:
-                await mirrors.name_issue(tx.conn, ticket_id, issue.id)
-            if done:
-                told = told_of(issue.fields)
-                await pushes.note_told(tx.conn, ticket_id, told, theirs=())
-                await pushes.note_sending(tx.conn, ticket_id, told, meant=())
-                await pushes.end_creating(tx.conn, ticket_id)
+                await mirrors.name_issue(tx.conn, ticket.id, issue.id)
+            names = changed_since(ticket, now) if made else _all_of(now)
+            if names and push is not None:
+                args = {"ticket_id": str(ticket.id), "fields": names, "comment_id": None}
+                tx.enqueue(push, args, lane=lane)
+
+    async def opened(self, ticket_id: UUID) -> None:
+        """Note that all is said of a ticket that belongs to its new issue."""
+        async with self._db.transaction() as tx:
+            failpoints.hit("before_mark")
+            await pushes.end_creating(tx.conn, ticket_id)
+
+    async def unfinished(self) -> int:
+        """Return for how many tickets an issue began to be opened over an hour ago, and no more."""
+        async with self._db.connection() as conn:
+            return await pushes.unfinished_openings(conn)
 
     # --- people ----------------------------------------------------------------------------
 
@@ -180,3 +190,8 @@ class Outbound:
             return set(keys)
         async with self._db.connection() as conn:
             return await pushes.visible(conn, source, keys, caller.scope)
+
+
+def _all_of(ticket: Ticket) -> list[str]:
+    """Return the shared fields that a ticket has a word about."""
+    return [name for name in SHARED if name != "assignee" or ticket.assignee_ids]

@@ -5,6 +5,7 @@ gets its own version of the ticket and its own event.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -61,9 +62,6 @@ class Telling:
             if ticket_id is None:
                 await mirrors.bury(self._conn, self._gone_comments())
                 return Mirrored(issue.key, None)
-        elif (await pushes.shadow(self._conn, ticket_id)).creating:
-            # Whoever opens it for the ticket has not said all of it there yet.
-            return Mirrored(issue.key, ticket_id)
         else:
             updated = await self._update(ticket_id, people)
         if issue.id is not None:
@@ -160,7 +158,7 @@ class Telling:
         """Take over what changed, when it is newer than what was told before."""
         issue = self._issue
         before = await self._read(ticket_id, lock=True)
-        shadow = await pushes.shadow(self._conn, ticket_id)
+        shadow = await self._shadow(ticket_id)
         given = _assignees(people, issue.fields.get("assignee"))
         self._drift = merging.drift(before, issue.fields, shadow, given)
         known = before.external.updated_at if before.external else None
@@ -206,6 +204,15 @@ class Telling:
             self._tx.enqueue(rules.push, args, lane=lane)
             await pushes.note_countered(self._conn, before.id, again)
         return settled.kept
+
+    async def _shadow(self, ticket_id: UUID) -> Shadow:
+        """Return what is known of the issue, with what it was opened with."""
+        shadow = await pushes.shadow(self._conn, ticket_id)
+        if not shadow.creating or self._issue.updated_at is None:
+            return shadow
+        first = merging.as_opened(merging.told_of(self._issue.fields), shadow)
+        await pushes.note_sending(self._conn, ticket_id, first, meant=())
+        return replace(shadow, sent={**shadow.sent, **first})
 
     async def _remember(self, ticket_id: UUID, shadow: Shadow) -> None:
         """Note what the issue says now, to tell news from echoes."""
@@ -326,7 +333,9 @@ class Telling:
             await self._touch(ticket_id, "comment.added", comment_id, comment)
             return True
         body = self._rules.said(known.author_name, comment.body)
-        same = (known.body, known.internal) == (body, comment.internal)
+        # What nothing is told of stays as hidden as it is.
+        internal = comment.internal or (known.internal and not comment.sure)
+        same = (known.body, known.internal) == (body, internal)
         newer = known.updated_at is None or (
             comment.updated_at is not None and comment.updated_at > known.updated_at
         )
@@ -336,24 +345,26 @@ class Telling:
             self._conn,
             known.id,
             body=body,
-            internal=comment.internal,
+            internal=internal,
             updated_at=comment.updated_at,
         )
         # What either of the two was hidden from must not learn of it by the other.
-        hidden = comment.internal or known.internal
+        hidden = internal or known.internal
         await self._touch(ticket_id, "comment.updated", known.id, comment, internal=hidden)
         return True
 
     async def _is_ours(self, ticket_id: UUID, comment: RemoteComment) -> bool:
         """Return whether a comment was said here first, and is only told back; it is tied then."""
         rules = self._rules
+        mark = fingerprint(comment.body)
+        if mark in merging.only_said(await pushes.shadow(self._conn, ticket_id)):
+            return True
         if rules.push is None:
             return False
         if self._unsent is None:
             self._unsent = await pushes.unsent_comments(
                 self._conn, ticket_id, MOST_UNSENT, internal=True
             )
-        mark = fingerprint(comment.body)
         for own in self._unsent:
             if fingerprint(rules.worded(own.author_name, own.body)) == mark:
                 self._unsent.remove(own)

@@ -192,6 +192,13 @@ async def end_creating(conn: Any, ticket_id: UUID) -> None:
     await conn.execute(query, ticket_id)
 
 
+async def unfinished_openings(conn: Any) -> int:
+    """Return how many openings of issues were begun over an hour ago and never ended."""
+    query = "SELECT count(*) FROM jira_pushes WHERE creating_since < now() - interval '1 hour'"
+    found: int = await conn.fetchval(query)
+    return found
+
+
 async def being_created(conn: Any, origin: UUID | None, key: str | None) -> UUID | None:
     """Return the ticket that an issue was opened for: by its id or key, if one is being opened."""
     query = """

@@ -124,6 +124,10 @@ class Plugin:
             "Changes sent to Jira, by what became of them: sent, unchanged, conflict, refused.",
             ["outcome"],
         )
+        self._unfinished = metrics.gauge(
+            "itdesk_jira_unfinished_imports",
+            "Tickets whose import was begun over an hour ago and cut: run the import again.",
+        )
         self._refused = metrics.gauge(
             "itdesk_jira_account_refused", "1 while Jira does not accept the account."
         )
@@ -146,7 +150,9 @@ class Plugin:
         desk.metrics.breaker_open.labels(self.name).set_function(is_open)
         try:
             async with self._client.session(), self._knowledge.opened(), TaskGroup() as group:
-                watch = group.create_task(self._watch(self._client)) if self.connected else None
+                watch = (
+                    group.create_task(self._watch(self._client, desk)) if self.connected else None
+                )
                 yield
                 if watch is not None:
                     watch.cancel()
@@ -230,19 +236,23 @@ class Plugin:
             pause = exc.retry_after or self._settings.probe_seconds
             raise RetryLater(pause, exc.message, counted=False) from exc
 
-    async def _watch(self, client: Client) -> None:
+    async def _watch(self, client: Client, desk: "Desk") -> None:
         """Ask Jira who it is, so that what is wrong shows before somebody needs it."""
         while True:
             try:
+                self._unfinished.set(await desk.mirror.outbound.unfinished())
                 await self._check(client)
                 pause = CHECK_SECONDS
             except JiraFailure as exc:
                 log.warning("jira not reached", problem=exc.message, said=exc.said)
                 pause = self._settings.probe_seconds
+            except Exception as exc:  # noqa: BLE001 - a look at Jira is no reason to leave
+                log.error("jira not looked at", exc_info=exc)
+                pause = self._settings.probe_seconds
             await self._clock.sleep(pause)
 
     async def _check(self, client: Client) -> None:
-        said = await client.call("GET", "/rest/api/2/serverInfo")
+        said = await client.server()
         really = "cloud" if said.get("deploymentType") == "Cloud" else "datacenter"
         spoken = await client.dialect()
         self._mismatch = ""

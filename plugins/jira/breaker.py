@@ -27,6 +27,11 @@ class Breaker:
         return self._in_a_row >= self._allowed
 
     @property
+    def is_doubtful(self) -> bool:
+        """Return whether one more failure would open it, or it is open already."""
+        return self._in_a_row >= max(1, self._allowed - 1)
+
+    @property
     def remaining(self) -> float:
         """Return in how many seconds somebody may try."""
         return max(0.0, self._until - self._clock.monotonic()) if self.is_open else 0.0

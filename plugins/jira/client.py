@@ -35,6 +35,8 @@ LONGEST_LIMIT: Final = 3600.0
 DEFAULT_LIMIT: Final = 30.0
 # Read by no one but an operator, and only a beginning of it.
 LONGEST_SAID: Final = 300
+# Data Center says there only who may read a comment.
+_WITH_PROPERTIES: Final[Mapping[str, Any]] = {"expand": "properties"}
 MOST_VALUES: Final = 2000
 
 log = get_logger("jira")
@@ -91,11 +93,13 @@ class Client:
     async def dialect(self) -> Dialect:
         """Return which REST version is spoken: as configured, or as Jira itself says, once."""
         if self._dialect is None:
-            # Version 2 is served by both.
-            said = await self.call("GET", "/rest/api/2/serverInfo")
-            cloud = isinstance(said, dict) and said.get("deploymentType") == "Cloud"
+            cloud = (await self.server()).get("deploymentType") == "Cloud"
             self._dialect = "cloud" if cloud else "datacenter"
         return self._dialect
+
+    async def server(self) -> dict[str, Any]:
+        """Return what Jira says of itself."""
+        return _mapping(await self.call("GET", _SERVER))
 
     async def api(self, method: str, path: str, **how: Any) -> Any:
         """Send one request below /rest/api/<version>; see `call`."""
@@ -117,9 +121,14 @@ class Client:
         times.
         """
         attempts = ATTEMPTS if method in ("GET", "HEAD") else 1
+        vouched = False
         for attempt in range(1, attempts + 1):
+            # Before the trouble of one issue closes Jira to everybody, Jira itself is asked.
+            if scope and not vouched and self.breaker.is_doubtful:
+                await self._send("GET", _SERVER)
+                vouched = True
             try:
-                return await self._send(method, path, params=params, json=json, scope=scope)
+                return await self._send(method, path, params, json, scope, vouched=vouched)
             except Unavailable:
                 if attempt == attempts or self.breaker.is_open:
                     raise
@@ -157,20 +166,16 @@ class Client:
 
     async def latest_comments(self, key: str, count: int) -> list[dict[str, Any]]:
         """Return the last comments of an issue, the newest first."""
-        params = {"orderBy": "-created", "maxResults": count, "startAt": 0}
+        params = {"orderBy": "-created", "maxResults": count, **_WITH_PROPERTIES}
         page = _mapping(await self.api("GET", _at(key, "comment"), params=params, scope=key))
         return _mappings(page.get("comments"))
 
-    async def comments(
-        self, key: str, *, most: int = 5000, properties: bool = False
-    ) -> list[dict[str, Any]]:
+    async def comments(self, key: str, *, most: int = 5000) -> list[dict[str, Any]]:
         """Return all comments of an issue, oldest first."""
         path = _at(key, "comment")
         found: list[dict[str, Any]] = []
         while len(found) < most:
-            params: dict[str, Any] = {"startAt": len(found), "maxResults": 100}
-            if properties:
-                params["expand"] = "properties"
+            params = {"startAt": len(found), "maxResults": 100, **_WITH_PROPERTIES}
             page = _mapping(await self.api("GET", path, params=params, scope=key))
             part = _mappings(page.get("comments"))
             found += part
@@ -238,16 +243,29 @@ class Client:
     # --- sending ---------------------------------------------------------------------------
 
     async def _send(
-        self, method: str, path: str, *, params: Mapping[str, Any] | None, json: Any, scope: str
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        scope: str = "",
+        *,
+        vouched: bool = False,
     ) -> Any:
+        """Send one request; when Jira as a whole is `vouched` for, a failure is the issue's own."""
         self._require_open(scope)
         started, outcome = self._clock.monotonic(), "cancelled"
         try:
             answer = await self._exchange(method, path, params, json, scope)
             outcome = "ok"
+            if self.refused:
+                log.info("jira accepts the account again")
+            self.breaker.worked()
+            self.problem, self.refused = "", False
+            return answer
         except JiraFailure as exc:
             outcome = type(exc).__name__.lower()
-            if isinstance(exc, Unavailable):
+            if isinstance(exc, Unavailable) and not (vouched and exc.sent):
                 self.breaker.failed()
             else:
                 self.breaker.worked()
@@ -259,11 +277,6 @@ class Client:
             raise
         finally:
             self._observe(outcome, self._clock.monotonic() - started)
-        self.breaker.worked()
-        if self.refused:
-            log.info("jira accepts the account again")
-        self.problem, self.refused = "", False
-        return answer
 
     def _require_open(self, scope: str) -> None:
         """Raise what Jira last said, as long as it must not be asked again."""
@@ -352,6 +365,8 @@ class Client:
         return RateLimited(seconds, limited)
 
 
+# Version 2 is served by both dialects.
+_SERVER: Final = "/rest/api/2/serverInfo"
 _REFUSED_ACCOUNT = (
     "Jira does not accept the account: check JIRA_EMAIL and JIRA_API_TOKEN (tokens expire)."
 )

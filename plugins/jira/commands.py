@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from itdesk.errors import DeskError, Unavailable
 from itdesk.remote import Reconciled
 
 from .importer import Importer, Summary
@@ -30,9 +31,7 @@ def reconcile(context: Any, since: str | None, project_key: str | None) -> None:
 
     async def work() -> Reconciled:
         async with context.desk(settings) as desk:
-            found: Reconciled = await desk.trackers["jira"].reconcile(
-                since=moment, project_key=project_key
-            )
+            found: Reconciled = await _plugin(desk).reconcile(since=moment, project_key=project_key)
             return found
 
     done = context.run(work())
@@ -79,14 +78,14 @@ def import_(
 ) -> None:  # fmt: skip
     """Open issues in Jira for the tickets of this desk. Shows a plan unless told to --apply.
 
-    Ends with 0, with 1 when Jira is not configured, with 2 when some tickets failed: run it again,
-    what is done is not done twice.
+    Ends with 0, with 1 when Jira is not configured, with 2 when some tickets failed or it was cut
+    short: run it again, what is done is not done twice.
     """
     settings = _configured(context)
 
-    async def work() -> Summary:
+    async def work() -> tuple[Summary, bool]:
         async with context.desk(settings) as desk:
-            plugin = desk.trackers["jira"]
+            plugin = _plugin(desk)
             project = project_key or plugin.settings.project_key
             if not plugin.connected or not project:
                 _not_configured("JIRA_BASE_URL, JIRA_EMAIL, JIRA_API_TOKEN and JIRA_PROJECT_KEY")
@@ -99,35 +98,54 @@ def import_(
             )  # fmt: skip
             return await _imported(plugin, desk, options)
 
-    summary = context.run(work())
+    summary, whole = context.run(work())
     click.echo(str(summary))
-    if summary.failed:
+    if summary.failed or not whole:
         sys.exit(SOME_FAILED)
 
 
-async def _imported(plugin: Any, desk: Any, options: Options) -> Summary:
-    planner = Planner(plugin.client, desk, options)
-    target = await planner.target()
-    steps, skipped = await planner.steps()
-    summary = Summary(planned=len(steps), skipped=skipped)
-    if not options.apply:
-        for line in table(steps, target):
-            click.echo(line)
-        click.echo("Nothing was sent: this is the plan. Add --apply to do it.")
-        return summary
-    importer = Importer(plugin.client, desk, plugin.pusher, options, target)
-    failures: list[str] = []
-    with click.progressbar(length=len(steps), label="importing", file=sys.stderr) as bar:
+async def _imported(plugin: Any, desk: Any, options: Options) -> tuple[Summary, bool]:
+    """Plan and import; return what it came to, and whether it came to its end."""
+    summary, failures = Summary(), list[str]()
+    try:
+        planner = Planner(plugin.client, desk, options)
+        target = await planner.target()
+        steps, summary.skipped = await planner.steps()
+        summary.planned = len(steps)
+        if not options.apply:
+            for line in table(steps, target):
+                click.echo(line)
+            click.echo("Nothing was sent: this is the plan. Add --apply to do it.")
+            return summary, True
+        importer = Importer(plugin.client, desk, plugin.pusher, options, target)
+        with click.progressbar(length=len(steps), label="importing", file=sys.stderr) as bar:
 
-        def tell(step: Step, problem: str) -> None:
-            bar.update(1)
-            if problem:
-                failures.append(f"{step.ticket.key}: {problem}")
+            def tell(step: Step, problem: str) -> None:
+                bar.update(1)
+                if problem:
+                    failures.append(f"{step.ticket.key}: {problem}")
 
-        await importer.run(steps, summary, tell)
-    for failure in failures:
-        click.echo(failure, err=True)
-    return summary
+            await importer.run(steps, summary, tell)
+    except DeskError as exc:
+        failures.append(exc.message)
+        return summary, False
+    finally:
+        for failure in failures:
+            click.echo(failure, err=True)
+    return summary, True
+
+
+def _plugin(desk: Any) -> Any:
+    """Return the plugin, or say why it is not there."""
+    plugin = desk.trackers.get("jira")
+    if plugin is None:
+        status = desk.plugins.status().get("jira")
+        why = f": {status.reason}" if status is not None and status.reason else ""
+        state = status.state if status is not None else "off"
+        raise Unavailable(
+            f"The plugin jira is {state}{why}. See `itdesk plugins`.", code="E_PLUGIN_OFF"
+        )
+    return plugin
 
 
 def table(steps: Sequence[Step], target: Target) -> list[str]:

@@ -5,25 +5,28 @@ one, and the webhooks of it are recognised. What a killed import left unfinished
 finishes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from itdesk.errors import Conflict, DeskError
 from itdesk.model import SYSTEM, Status, Ticket
-from itdesk.remote import RemoteIssue, fingerprint
+from itdesk.remote import ONLY_SAID, RemoteIssue, fingerprint, mark_of
 from itdesk.runtime.log import get_logger
 
 from . import mapping, wording
 from .client import Client
 from .failures import JiraFailure, Missing, RateLimited, Refused, Unauthorized, Unavailable
-from .plan import Options, Step, Target, labels_of
-from .push import Pusher
+from .patience import patient
+from .plan import LONGEST_PAUSE, Options, Step, Target, labels_of
+from .push import PUSH, Pusher
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
 
-LONGEST_PAUSE: Final = 120.0
+# What comes back of a new issue as it was sent; people are named in one way and told of in another.
+_AS_SENT: Final = ("summary", "description", "labels", "priority")
 
 log = get_logger("jira")
 
@@ -85,26 +88,20 @@ class Importer:
 
     async def _patient(self, step: Step, summary: Summary) -> None:
         """Do one step; when Jira wants a pause, make it and go on where it was."""
-        waited = 0.0
-        while True:
-            try:
-                return await self._do(step, summary)
-            except RateLimited as exc:
-                waited += exc.seconds
-                if waited > LONGEST_PAUSE:
-                    raise
-                await self._desk.clock.sleep(exc.seconds)
+        await patient(self._desk.clock, partial(self._do, step, summary), longest=LONGEST_PAUSE)
 
     async def _do(self, step: Step, summary: Summary) -> None:
+        # A plan may be hours old: what is sent is the ticket as it is now.
+        now = await self._desk.tickets.get(SYSTEM, str(step.ticket.id))
+        step = replace(step, ticket=now)
         if step.action == "update":
             await self._update(step)
             summary.updated += 1
             return
         key = step.issue
-        if key is None:
-            # It is known by now when a pause was made in the middle, or somebody else was faster.
-            now = await self._desk.tickets.get(SYSTEM, str(step.ticket.id))
-            key = now.external.id if now.external else None
+        if key is None and now.external is not None:
+            # A pause was made in the middle, or somebody else was faster.
+            key = now.external.id
         if key is None:
             key = await self._opened_before(step.ticket) or await self._open(step)
         summary.comments += await self._finish(step, key)
@@ -119,7 +116,7 @@ class Importer:
             return None
         found = await self._search(ticket)
         if found is not None:
-            return await self._link(ticket, found)
+            return await self._link(ticket, found, made=False)
         settle = self._client.settings.push.settle_seconds
         if age < settle:
             raise Unavailable(
@@ -147,7 +144,7 @@ class Importer:
         except (Refused, Missing, RateLimited, Unauthorized):
             await self._outbound.not_opened(ticket.id)
             raise
-        return await self._link(ticket, made)
+        return await self._link(ticket, made, made=True)
 
     async def _sent(self, step: Step) -> Mapping[str, Any]:
         target = self._target
@@ -163,6 +160,7 @@ class Importer:
             },
             "properties": [{"key": wording.PROPERTY, "value": _origin(step.ticket)}],
         }
+        await self._noted(step.ticket, {n: fields[n] for n in _AS_SENT if n in fields})
         try:
             return await self._client.create(body)
         except Refused as exc:
@@ -174,6 +172,8 @@ class Importer:
                         said=exc.said)  # fmt: skip
             for name in bad:
                 body["fields"].pop(name)  # type: ignore[attr-defined]
+            ours = [name for name, theirs in wording.NAMES.items() if theirs in bad]
+            await self._outbound.not_sent(step.ticket.id, ours)
             return await self._client.create(body)
 
     def _fields(self, step: Step, *, cloud: bool) -> dict[str, Any]:
@@ -210,6 +210,7 @@ class Importer:
             accounts = await self._outbound.accounts([reporter])
             if reporter in accounts:
                 body["raiseOnBehalfOf"] = accounts[reporter]
+        await self._noted(step.ticket, {"summary": fields["summary"]})
         made = await self._client.call("POST", "/rest/servicedeskapi/request", json=body)
         if not isinstance(made, Mapping):
             raise Unavailable("Something else than Jira answers at plugins.jira.base_url.")
@@ -236,15 +237,22 @@ class Importer:
                     return raw
         return None
 
-    async def _link(self, ticket: Ticket, made: Mapping[str, Any]) -> str:
+    async def _noted(self, ticket: Ticket, fields: Mapping[str, Any]) -> None:
+        """Note what is about to be sent, as it will be read."""
+        told = mapping.fields_of(fields)
+        marks = {name: mark_of(name, value) for name, value in told.items()}
+        await self._outbound.sending(ticket.id, marks, meant=list(marks))
+
+    async def _link(self, ticket: Ticket, issue: Mapping[str, Any], *, made: bool) -> str:
         """Let the ticket stand for the issue from now on."""
-        if not mapping.is_key(made.get("key")):
+        if not mapping.is_key(issue.get("key")):
             raise Unavailable("Something else than Jira answers at plugins.jira.base_url.")
-        key, number = str(made["key"]), made.get("id")
-        issue = RemoteIssue(
+        key, number = str(issue["key"]), issue.get("id")
+        remote = RemoteIssue(
             source=mapping.SOURCE, key=key, id=str(number) if number is not None else None
         )
-        await self._outbound.opened(ticket.id, issue, done=False)
+        push = PUSH if self._client.settings.push.enabled else None
+        await self._outbound.linked(ticket, remote, made=made, push=push)
         return key
 
     # --- what belongs to it ----------------------------------------------------------------
@@ -254,8 +262,11 @@ class Importer:
         ticket = step.ticket
         if step.issue is not None:
             await self._outbound.opening(ticket.id)
-            await self._link(ticket, await self._client.issue(key, fields="summary"))
-        await self._client.note(key, wording.PROPERTY, _origin(ticket))
+            key = await self._link(ticket, await self._client.issue(key, fields="key"), made=False)
+        # How it was opened, and what was changed there since, before ours is added.
+        await self._heard(key)
+        noting = self._client.note(key, wording.PROPERTY, _origin(ticket))
+        await self._passed(ticket, "property", noting)
         if self._target.request_type is not None or step.issue is not None:
             await self._complete(step, key)
         said = 0
@@ -263,15 +274,31 @@ class Importer:
         for comment in (
             await self._outbound.unsent_comments(ticket.id, comments) if comments else ()
         ):
-            await self._pusher.say(ticket, key, comment, look=step.issue is not None)
-            said += 1
+            saying = self._pusher.say(ticket, key, comment.id, look=step.issue is not None)
+            said += await self._passed(ticket, "comment", saying) is True
         if ticket.resolution:
-            said += await self._resolution(ticket, key, look=step.issue is not None)
-        if ticket.status is not Status.OPEN:
-            await self._pusher.move(ticket, key)
-        raw = await self._client.issue(key, fields=mapping.FIELDS)
-        await self._outbound.opened(ticket.id, mapping.issue_of(raw), done=True)
+            saying = self._resolution(ticket, key, look=step.issue is not None)
+            said += await self._passed(ticket, "resolution", saying) is True
+        await self._heard(key)
+        # Its status may have been changed there meanwhile.
+        now = await self._desk.tickets.get(SYSTEM, str(ticket.id))
+        if now.status is not Status.OPEN:
+            await self._pusher.move(now, key)
+            await self._heard(key)
+        await self._outbound.opened(ticket.id)
         return said
+
+    async def _heard(self, key: str) -> None:
+        """Take over what an issue says."""
+        await self._desk.mirror.tell(await self._pusher.heard(key))
+
+    async def _passed(self, ticket: Ticket, what: str, sending: Awaitable[object]) -> object:
+        """Send something; what Jira refuses is said in the log, and is not the end of the rest."""
+        try:
+            return await sending
+        except (Refused, Missing) as exc:
+            log.warning("jira does not take it", ticket=ticket.key, what=what, said=exc.said)
+            return None
 
     async def _complete(self, step: Step, key: str) -> None:
         """Set what a request, or an issue of a cut import, may lack."""
@@ -283,15 +310,15 @@ class Importer:
         }
         if step.assignee is not None:
             fields["assignee"] = dict(step.assignee)
-        await self._pusher.edit(key, step.ticket, fields)
+        await self._passed(step.ticket, "fields", self._pusher.replace(step.ticket, key, fields))
 
-    async def _resolution(self, ticket: Ticket, key: str, *, look: bool) -> int:
+    async def _resolution(self, ticket: Ticket, key: str, *, look: bool) -> bool:
         """Say how a ticket was resolved; that comment stays there and is none here."""
         text = wording.worded("Resolution", ticket.resolution or "")
-        name = f"resolution/{fingerprint(ticket.resolution)}"
+        name = f"{ONLY_SAID}{fingerprint(ticket.resolution)}"
         made = await self._pusher.say_once(ticket, key, name, text, look=look)
         await self._outbound.pass_over(str(made.get("id")))
-        return 1
+        return True
 
     # --- what is there already -------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Inbound:
         if told.timed:
             deliveries.append(f"sha256:{digest}")
         return await self._mirror.tell(
-            await self.completed(told),
+            await self._certain(await self.completed(told)),
             deliveries=[name for name in deliveries if name],
             actor=told.actor,
             request_id=request_id,
@@ -121,6 +121,27 @@ class Inbound:
         known = {comment.id for comment in said}
         more = tuple(comment for comment in issue.comments if comment.id not in known)
         return replace(issue, comments=(*said, *more), all_comments=not more)
+
+    async def _certain(self, issue: RemoteIssue) -> RemoteIssue:
+        """Return an issue without comments that Data Center may hide from some who see it here.
+
+        Its webhooks do not tell who may read a comment: it is asked, and what it does not tell
+        now is left for reconciling.
+        """
+        client = self._client
+        if not client.settings.connected or not mapping.is_unsure(issue):
+            return issue
+        known = {comment.id: comment for comment in issue.comments if comment.sure}
+        try:
+            if await client.dialect() != "datacenter":
+                return issue
+            asked = mapping.comments_of(await client.comments(issue.key or issue.id or ""))
+            known = {comment.id: comment for comment in asked} | known
+        except JiraFailure as exc:
+            log.info("comments are left for later", issue=issue.key, problem=exc.message)
+        kept = [known[comment.id] for comment in issue.comments if comment.id in known]
+        whole = issue.all_comments and len(kept) == len(issue.comments)
+        return replace(issue, comments=tuple(kept), all_comments=whole)
 
     async def _passed_over(self, key: str) -> Mirrored:
         ticket_id = await self._mirror.find(mapping.SOURCE, key) if key else None

@@ -118,6 +118,9 @@ class Knowledge:
         except JiraFailure as exc:
             self._fresh_until = self._clock.monotonic() + FAILED_SECONDS
             log.warning("comments of jira not fetched", problem=exc.message, said=exc.said)
+        except Exception as exc:  # noqa: BLE001 - else every prompt would ask anew
+            self._fresh_until = self._clock.monotonic() + FAILED_SECONDS
+            log.error("comments of jira not fetched", exc_info=exc)
 
     async def _fetched(self) -> list[Remark]:
         project = self._client.settings.project_key
@@ -150,7 +153,10 @@ class Knowledge:
         shown: Any = listed.get("comments") if isinstance(listed, Mapping) else None
         shown = shown if isinstance(shown, list) else []
         total = listed.get("total") if isinstance(listed, Mapping) else None
-        if isinstance(total, int) and total > len(shown):
+        hides = await self._client.dialect() == "datacenter" and any(
+            not one.sure for one in mapping.comments_of(shown)
+        )
+        if hides or (isinstance(total, int) and total > len(shown)):
             shown = await self._client.latest_comments(str(key), most)
         comments = sorted(mapping.comments_of(shown), key=_said_at)[-most:]
         title = str(mapping.fields_of(fields).get("title", ""))

@@ -195,12 +195,13 @@ def comment_of(value: Any) -> RemoteComment | None:
         return None
     if body is None or not clean(body).strip():
         return None
-    created = time_of(value.get("created"))
+    created, internal = time_of(value.get("created")), _is_internal(value)
     return RemoteComment(
         id=str(number),
         body=clean(body),
         author=person_of(value.get("author")) or RemotePerson("Jira"),
-        internal=_is_internal(value),
+        internal=internal is True,
+        sure=internal is not None,
         created_at=created,
         updated_at=time_of(value.get("updated")) or created,
     )
@@ -213,8 +214,16 @@ def issue_id_of(comment: Mapping[str, Any]) -> str | None:
     return match[1] if match else None
 
 
-def _is_internal(value: Mapping[str, Any]) -> bool:
-    """Return whether not everybody who sees the issue sees this comment."""
+def is_unsure(issue: RemoteIssue) -> bool:
+    """Return whether it was not told of some comment who may read it."""
+    return any(not comment.sure for comment in issue.comments)
+
+
+def _is_internal(value: Mapping[str, Any]) -> bool | None:
+    """Return whether not everybody who sees the issue sees this comment; None when it is not said.
+
+    Data Center says it in a property only, which is not shown unless it is asked for.
+    """
     if value.get("jsdPublic") is False or value.get("visibility"):
         return True
     properties = value.get("properties")
@@ -222,7 +231,7 @@ def _is_internal(value: Mapping[str, Any]) -> bool:
         if isinstance(one, Mapping) and one.get("key") == "sd.public.comment":
             kept = one.get("value")
             return isinstance(kept, Mapping) and kept.get("internal") is True
-    return False
+    return False if value.get("jsdPublic") is True else None
 
 
 def time_of(value: Any) -> datetime | None:

@@ -3,9 +3,10 @@
 Only reads. What it finds is a list of steps that a person can look at before anything is sent.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -14,18 +15,22 @@ from itdesk.model import SYSTEM, Priority, Status, Ticket
 
 from . import mapping, wording
 from .client import Client
+from .patience import patient
 from .people import People, named
 
 if TYPE_CHECKING:
     from itdesk.desk import Desk
     from itdesk.store.pushes import Agent
 
+T = TypeVar("T")
 Action = Literal["create", "finish", "update"]
 
 _PREFERRED: Final = (
     "report an incident", "incident", "task", "service request", "story", "bug",
 )  # fmt: skip
 MOST_TAGS: Final = 12
+# Longer than this in all, nobody waits for one answer.
+LONGEST_PAUSE: Final = 120.0
 URGENCY: Final[Mapping[Priority, Sequence[str]]] = {
     Priority.CRITICAL: ("Critical", "Highest", "Urgent", "High"),
     Priority.HIGH: ("High",),
@@ -123,10 +128,10 @@ class Planner:
         if self._client.settings.service_desk_id:
             return await self._request_target(self._client.settings.service_desk_id)
         base = f"/issue/createmeta/{quote(self._options.project, safe='')}/issuetypes"
-        types = await self._client.all_values(base, "issueTypes", "values")
+        types = await self._patient(self._client.all_values, base, "issueTypes", "values")
         kind = self._choose([one for one in types if not one.get("subtask")])
-        offered = await self._client.all_values(
-            f"{base}/{quote(str(kind['id']), safe='')}", "fields", "values"
+        offered = await self._patient(
+            self._client.all_values, f"{base}/{quote(str(kind['id']), safe='')}", "fields", "values"
         )
         return Target(
             project=self._options.project,
@@ -137,20 +142,24 @@ class Planner:
         )
 
     async def steps(self) -> tuple[list[Step], int]:
-        """Return what would be done, the oldest ticket first, and how many are left alone."""
+        """Return what would be done, and how many are left alone.
+
+        The oldest ticket goes first, but those that have no issue yet before those that do: a
+        limit would never let their turn come.
+        """
         existing = await self._existing()
         crew = await self._crew()
         found: list[Step] = []
-        skipped = 0
-        for known in await self._desk.mirror.outbound.local_tickets():
+        tickets = await self._desk.mirror.outbound.local_tickets()
+        there = [known for known in tickets if known.issue is not None and not known.creating]
+        due = [known for known in tickets if known.issue is None or known.creating]
+        skipped = 0 if self._options.update_existing else len(there)
+        for known in [*due, *([] if skipped else there)]:
             if self._options.limit is not None and len(found) >= self._options.limit:
                 break
             issue = known.issue or existing.get(known.id)
             action: Action = "create" if issue is None else "finish"
             if known.issue is not None and not known.creating:
-                if not self._options.update_existing:
-                    skipped += 1
-                    continue
                 action = "update"
             try:
                 ticket = await self._desk.tickets.get(SYSTEM, str(known.id))
@@ -160,7 +169,9 @@ class Planner:
         return found, skipped
 
     async def _step(self, action: Action, ticket: Ticket, issue: str | None, crew: _Crew) -> Step:
-        given = crew.give(ticket, fallback=self._options.auto_assign)
+        # An issue that is there may be in somebody's hands already.
+        fallback = self._options.auto_assign and action == "create"
+        given = crew.give(ticket, fallback=fallback)
         who, assignee = given if given is not None else ("", None)
         comments = 0
         if action != "update":
@@ -175,8 +186,8 @@ class Planner:
         jql = f'project = "{self._options.project}" AND labels = "{wording.IMPORTED}"'
         at: str | None = None
         while True:
-            page, at = await self._client.search(
-                f"{jql} ORDER BY created ASC", "labels", size=100, at=at
+            page, at = await self._patient(
+                self._client.search, f"{jql} ORDER BY created ASC", "labels", size=100, at=at
             )
             for raw in page:
                 fields = raw.get("fields")
@@ -188,7 +199,7 @@ class Planner:
                 return found
 
     async def _crew(self) -> _Crew:
-        cloud = await self._client.dialect() == "cloud"
+        cloud = await self._patient(self._client.dialect) == "cloud"
         crew = _Crew()
         for agent in await self._desk.mirror.outbound.agents():
             name = await self._account(agent, cloud=cloud)
@@ -202,15 +213,21 @@ class Planner:
             return {"accountId": agent.account}
         if not self._options.sync_users:
             return None
-        found = await self._people.find(agent, note=self._options.apply)
+        found = await self._patient(self._people.find, agent, note=self._options.apply)
         return named(found, cloud=cloud)
+
+    async def _patient(self, ask: Callable[..., Awaitable[T]], *what: Any, **how: Any) -> T:
+        again = partial(ask, *what, **how)
+        return await patient(self._desk.clock, again, longest=LONGEST_PAUSE)
 
     # --- as what ---------------------------------------------------------------------------
 
     async def _request_target(self, desk_id: str) -> Target:
         base = f"/rest/servicedeskapi/servicedesk/{quote(desk_id, safe='')}/requesttype"
-        kind = self._choose(await self._client.all_values(base, "values", api=False))
-        said = await self._client.call("GET", f"{base}/{quote(str(kind['id']), safe='')}/field")
+        kinds = await self._patient(self._client.all_values, base, "values", api=False)
+        kind = self._choose(kinds)
+        form = f"{base}/{quote(str(kind['id']), safe='')}/field"
+        said = await self._patient(self._client.call, "GET", form)
         listed = said.get("requestTypeFields") if isinstance(said, dict) else None
         offered = [one for one in listed or () if isinstance(one, dict)]
         return Target(

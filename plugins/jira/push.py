@@ -6,7 +6,9 @@ about to be sent is noted before, so that its echo is known as one, and so that 
 sending was cut is looked for instead of sent twice.
 """
 
+import random
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -15,8 +17,8 @@ from pydantic import BaseModel
 
 from itdesk.errors import NotFound
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
-from itdesk.model import SYSTEM, Comment, Event, Source, Status, Ticket
-from itdesk.remote import Rules, Shadow, Winner, fingerprint, mark_of
+from itdesk.model import SYSTEM, Event, Source, Status, Ticket
+from itdesk.remote import RemoteIssue, Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.runtime.log import get_logger
 
 from . import mapping, wording
@@ -115,6 +117,9 @@ class Pusher:
             ticket = await self._desk.tickets.get(SYSTEM, str(told.ticket_id))
             if ticket.external is None or ticket.external.source != mapping.SOURCE:
                 return
+            if (await self._outbound.shadow(ticket.id)).creating:
+                # Whoever opens the issue says all of the ticket there, and has not ended.
+                raise RetryLater(self._pause(), "an import opens its issue", counted=False)
             if told.fields:
                 await self._fields(job, ticket, told.fields)
             if told.comment_id is not None:
@@ -126,7 +131,9 @@ class Pusher:
 
     async def _react(self, told: Push, exc: JiraFailure) -> None:
         """Raise what the job has to do about a failure of Jira's."""
-        log.info("change not sent", ticket=told.ticket_id, problem=exc.message, said=exc.said)
+        refused_here = isinstance(exc, Unavailable) and not exc.sent
+        note = log.debug if refused_here else log.info
+        note("change not sent", ticket=told.ticket_id, problem=exc.message, said=exc.said)
         breaker = self._client.breaker
         if isinstance(exc, RateLimited):
             raise RetryLater(exc.seconds, exc.message, counted=False) from exc
@@ -135,7 +142,7 @@ class Pusher:
         if isinstance(exc, Unavailable):
             if breaker.is_open:
                 # Jira is out for everybody: that is no fault of this change, and may last.
-                pause = max(breaker.remaining, 0.5)
+                pause = self._pause(breaker.remaining) if refused_here else breaker.remaining
                 raise RetryLater(pause, exc.message, counted=False) from exc
             raise exc
         self._count.labels("refused").inc()
@@ -145,6 +152,10 @@ class Pusher:
             if ticket.external is None or await self._outbound.is_gone(ticket.external.id):
                 return
         raise GiveUp(exc.message) from exc
+
+    def _pause(self, least: float = 0.0) -> float:
+        """Return for how long what waits for the same thing waits, each for another time."""
+        return least + random.uniform(0.1, 1.0) * self._settings.probe_seconds
 
     # --- fields ----------------------------------------------------------------------------
 
@@ -169,7 +180,7 @@ class Pusher:
             self._count.labels("unchanged").inc()
             if len(ours) < len(names):
                 # Its webhook may have got lost.
-                await self._desk.mirror.tell(mapping.issue_of(raw))
+                await self._desk.mirror.tell(await self._told(raw))
             return
         if way is not None:
             echo["status"] = ticket.status
@@ -179,8 +190,7 @@ class Pusher:
         async with job.sending():
             await self._write(key, ticket, payload, way)
         self._count.labels("sent").inc()
-        told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
-        await self._desk.mirror.tell(told)
+        await self._desk.mirror.tell(await self.heard(key))
 
     def _may_send(
         self,
@@ -243,6 +253,20 @@ class Pusher:
                         status=ticket.status)  # fmt: skip
         return found
 
+    async def heard(self, key: str) -> RemoteIssue:
+        """Return what an issue says now."""
+        return await self._told(await self._client.issue(key, fields=mapping.FIELDS))
+
+    async def _told(self, raw: Mapping[str, Any]) -> RemoteIssue:
+        """Return what an issue says, without comments of which it does not say who may read them.
+
+        They come by their webhooks, or are compared later.
+        """
+        issue = mapping.issue_of(raw)
+        if mapping.is_unsure(issue) and await self._client.dialect() == "datacenter":
+            return replace(issue, comments=(), all_comments=False)
+        return issue
+
     async def move(self, ticket: Ticket, key: str) -> None:
         """Let an issue go to its ticket's status, if there is a way and it is not there yet."""
         raw = await self._client.issue(key, fields="status")
@@ -250,6 +274,8 @@ class Pusher:
         if theirs.get("status") is ticket.status:
             return
         if (way := await self._way(ticket, key)) is not None:
+            mark = mark_of("status", ticket.status)
+            await self._outbound.sending(ticket.id, {"status": mark}, meant=["status"])
             await self._transit(key, ticket, way)
 
     async def replace(self, ticket: Ticket, key: str, fields: Mapping[str, Any]) -> None:
@@ -257,7 +283,7 @@ class Pusher:
         marks = {name: mark_of(name, v) for name, v in mapping.fields_of(fields).items()}
         await self._outbound.sending(ticket.id, marks, meant=list(marks))
         await self.edit(key, ticket, fields)
-        told = mapping.issue_of(await self._client.issue(key, fields=mapping.FIELDS))
+        told = await self.heard(key)
         if "assignee" in marks and told.fields.get("assignee") is not None:
             # People are named in one way and told of in another.
             person = mark_of("assignee", told.fields["assignee"])
@@ -302,16 +328,21 @@ class Pusher:
     # --- comments --------------------------------------------------------------------------
 
     async def _comment(self, job: "Job", ticket: Ticket, comment_id: UUID) -> None:
-        found = await self._outbound.comment(comment_id)
-        if found is None or found[1] is not None:
-            return  # gone, or there already
         assert ticket.external is not None
         async with job.sending():
-            await self.say(ticket, ticket.external.id, found[0])
-        self._count.labels("sent").inc()
+            said = await self.say(ticket, ticket.external.id, comment_id)
+        if said:
+            self._count.labels("sent").inc()
 
-    async def say(self, ticket: Ticket, key: str, comment: Comment, *, look: bool = False) -> None:
-        """Say a comment in Jira, once; `look` for it there first, in any case."""
+    async def say(self, ticket: Ticket, key: str, comment_id: UUID, *, look: bool = False) -> bool:
+        """Say a comment in Jira, once; `look` for it there first, in any case.
+
+        Returns False when there is nothing to say: it is gone, or there already.
+        """
+        found = await self._outbound.comment(comment_id)
+        if found is None or found[1] is not None:
+            return False
+        comment = found[0]
         text = wording.worded(comment.author_name, comment.body)
         made = await self.say_once(
             ticket, key, f"comment/{comment.id}", text, internal=comment.internal, look=look
@@ -324,6 +355,7 @@ class Pusher:
             remote_id=str(made["id"]),
             updated_at=mapping.time_of(made.get("updated")),
         )
+        return True
 
     async def say_once(
         self,
@@ -354,7 +386,7 @@ class Pusher:
     async def _said_before(self, key: str, name: str, text: str) -> Mapping[str, Any] | None:
         """Return the comment of an attempt whose end nobody saw."""
         mark = fingerprint(text)
-        for one in await self._client.comments(key, properties=True):
+        for one in await self._client.comments(key):
             read = mapping.comment_of(one)
             own = _own_name(one)
             if own == name or (own is None and read and fingerprint(read.body) == mark):

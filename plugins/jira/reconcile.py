@@ -18,7 +18,8 @@ from itdesk.runtime.log import get_logger
 
 from . import mapping
 from .client import Client
-from .failures import RateLimited, Unauthorized, Unavailable
+from .failures import Unauthorized, Unavailable
+from .patience import patient
 
 if TYPE_CHECKING:
     from itdesk.desk.mirror import Mirror, Walk
@@ -153,7 +154,10 @@ class Reconciler:
 
     async def _whole(self, issue: RemoteIssue) -> RemoteIssue:
         """Return an issue with all its comments: a search shows some of many."""
-        if issue.all_comments:
+        unsure = mapping.is_unsure(issue) and (
+            await self._patient(self._client.dialect) == "datacenter"
+        )
+        if issue.all_comments and not unsure:
             return issue
         said = await self._patient(lambda: self._client.comments(issue.key))
         return replace(issue, comments=mapping.comments_of(said), all_comments=True)
@@ -210,15 +214,7 @@ class Reconciler:
 
     async def _patient(self, ask: Any) -> Any:
         """Ask Jira; when it wants a short pause, make it and ask again."""
-        waited = 0.0
-        while True:
-            try:
-                return await ask()
-            except RateLimited as exc:
-                waited += exc.seconds
-                if waited > LONGEST_PAUSE:
-                    raise
-                await self._clock.sleep(exc.seconds)
+        return await patient(self._clock, ask, longest=LONGEST_PAUSE)
 
 
 def local_minute(moment: datetime, zone: ZoneInfo) -> datetime:

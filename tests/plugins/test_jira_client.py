@@ -181,7 +181,7 @@ async def test_refusals_and_missing_things_are_told_apart() -> None:
         with pytest.raises(Missing):
             await client.issue("NONE-1")
         with pytest.raises(Refused) as caught:
-            await client.search("nonsense ~ 1 ORDER BY", "key", size=1)
+            await client.search("nonsense ORDER BY", "key", size=1)
         assert caught.value.http == 400 and "JQL" in caught.value.said
         assert "JQL" not in caught.value.message and client.problem == ""
         assert len(jira.calls(path="NONE-1")) == 1
@@ -262,3 +262,34 @@ def test_settings_are_refused_that_cannot_work() -> None:
             JiraSettings(**wrong)
     assert JiraSettings(base_url="https://jira.example.org/jira/").base_url.endswith("/jira")
     assert "s3cret" not in repr(JiraSettings(api_token="s3cret", webhook_secret="s3cret"))
+
+
+async def test_what_is_measured_after_an_answer_is_what_that_answer_says() -> None:
+    """The gauges do not lag until the next request."""
+    async with fake_jira() as jira, connected(jira, dialect="cloud") as (_, clock, _):
+        seen: list[tuple[str, bool, bool]] = []
+        settings = JiraSettings(
+            base_url=jira.url, email=jira.email, api_token=jira.token, dialect="cloud"
+        )
+        client: Client = Client(
+            settings,
+            clock,
+            lambda outcome, _: seen.append((outcome, bool(client.problem), client.refused)),
+        )
+        jira.trouble(401, times=1)
+        async with client.session():
+            with pytest.raises(Unauthorized):
+                await client.myself()
+            clock.at += settings.probe_seconds
+            await client.myself()
+        assert seen == [("unauthorized", True, True), ("ok", False, False)]
+
+
+@pytest.mark.parametrize("odd", [b"", b"null", b"[]"])
+async def test_who_says_nothing_of_itself_is_no_jira(odd: bytes) -> None:
+    """And no dialect is concluded from it."""
+    async with fake_jira() as jira, connected(jira) as (client, _, _):
+        jira.trouble(200, path="serverInfo", body=odd, times=1)
+        with pytest.raises(Unavailable, match="Something else than Jira"):
+            await client.dialect()
+        assert await client.dialect() == "cloud"

@@ -1,6 +1,6 @@
 """The import of local tickets into Jira: each becomes one issue, whatever happens in between."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,9 +10,11 @@ from itdesk.desk.accounts import NewUser
 from itdesk.desk.tickets import NewTicket
 from itdesk.errors import Conflict
 from itdesk.model import SYSTEM, Priority, Role, Ticket
+from itdesk.remote import RemoteIssue
 from itdesk_plugins.jira.commands import table
 from itdesk_plugins.jira.importer import Importer, Summary
 from itdesk_plugins.jira.plan import Options, Planner, Step
+from itdesk_plugins.jira.push import PUSH
 from tests.support.jira import FakeJira, Issue
 from tests.support.jira_scene import Scene, scene_on
 
@@ -38,8 +40,10 @@ class Import:
         steps, _ = await self._planner(Options(project="ITSM", **how)).steps()
         return list(steps)
 
-    async def run(self, **how: Any) -> Summary:
-        """Do it."""
+    async def run(
+        self, *, meanwhile: Callable[[], Awaitable[object]] | None = None, **how: Any
+    ) -> Summary:
+        """Do it; something may happen between the plan and its first step."""
         plugin: Any = self.scene.bench.desk.trackers["jira"]
         options = Options(project="ITSM", apply=True, sleep_ms=0, **how)
         planner = self._planner(options)
@@ -52,6 +56,8 @@ class Import:
         def tell(step: Step, problem: str) -> None:
             self.failures += [problem] if problem else []
 
+        if meanwhile is not None:
+            await meanwhile()
         await importer.run(steps, summary, tell)
         return summary
 
@@ -381,3 +387,209 @@ async def test_a_restored_desk_imports_nothing_before_it_is_resumed(database_url
         with pytest.raises(Conflict, match="itdesk resume"):
             await job.run()
         assert len(await job.plan()) == 1 and scene.writes() == []
+
+
+async def test_what_changed_after_the_plan_is_what_jira_gets(database_url: str) -> None:
+    """X32: a plan may be hours old; both sides say the same in the end."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene, "Old title")
+
+        async def meanwhile() -> None:
+            await scene.edit(ticket, title="New title", status="closed", resolution="mended")
+
+        assert (await job.run(meanwhile=meanwhile)).failed == 0
+        issue = only(scene.jira)
+        assert (issue.summary, issue.status) == (f"[{ticket.key}] New title", "Resolved")
+        scene.jira.take()
+        await scene.walk()
+        found = await scene.ticket(ticket.key)
+        assert (found.title, found.status) == ("New title", "closed")
+
+
+async def test_what_changes_while_an_issue_is_opened_is_sent_afterwards(
+    database_url: str,
+) -> None:
+    """Before it is linked a change has no issue to be sent to: linking looks for such changes."""
+    async with importing(database_url) as (scene, _):
+        ticket = await opened(scene, "Old title")
+        issue = scene.jira.issue(f"[{ticket.key}] Old title")
+        outbound = scene.bench.desk.mirror.outbound
+        await outbound.opening(ticket.id)
+        await scene.edit(ticket, title="New title")
+        assert await scene.jobs() == []
+        there = RemoteIssue(source="jira", key=issue.key, id=issue.id)
+        await outbound.linked(ticket, there, made=True, push=PUSH)
+        await scene.work()
+        assert scene.writes() == []
+        await outbound.opened(ticket.id)
+        await scene.hurry()
+        await scene.work()
+        assert issue.summary == f"[{ticket.key}] New title"
+
+
+async def test_one_refused_comment_is_passed_over(database_url: str) -> None:
+    """So is a property: the rest is said, and the issue is finished."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        person = await scene.bench.person(Role.AGENT)
+        for number in range(2):
+            await scene.bench.desk.tickets.comment(person, ticket.key, f"no {number}")
+        scene.jira.trouble(400, method="POST", path="/comment$", times=1)
+        scene.jira.trouble(403, method="PUT", path="/properties/")
+        await scene.edit(ticket, status="in_progress")
+        assert str(await job.run()).endswith("comments=1 skipped=0 failed=0")
+        assert only(scene.jira).status == "In Progress"
+        assert not (await scene.bench.desk.mirror.outbound.shadow(ticket.id)).creating
+
+
+@pytest.mark.parametrize("webhooks", [True, False])
+async def test_what_jira_says_of_an_issue_that_a_cut_import_left_is_not_lost(
+    database_url: str, webhooks: bool
+) -> None:
+    """Its fields and comments are heard, and finishing it does not take them back."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        await scene.edit(ticket, status="in_progress")
+        scene.jira.trouble(500, method="POST", path="/transitions$", times=1)
+        assert (await job.run()).failed == 1
+        issue = only(scene.jira)
+        scene.jira.change(issue, summary=f"[{ticket.key}] Their title")
+        scene.jira.say(issue, "Their word", by=scene.jira.user("Ann"))
+        if webhooks:
+            await scene.hear()
+            found = await scene.ticket(ticket.key)
+            assert (found.title, found.status) == ("Their title", "in_progress")
+            assert await scene.said(ticket.key) == ["Their word"]
+        age = "UPDATE jira_pushes SET creating_since = now() - interval '2 hours' RETURNING 1"
+        await scene.bench.sql(age)
+        assert await scene.bench.desk.mirror.outbound.unfinished() == 1
+        assert (await job.run()).created == 1
+        assert await scene.bench.desk.mirror.outbound.unfinished() == 0
+        await scene.hurry()
+        await scene.work()
+        await scene.hear()
+        found = await scene.ticket(ticket.key)
+        assert (found.title, found.status) == ("Their title", "in_progress")
+        assert issue.summary.endswith("Their title") and issue.status == "In Progress"
+        assert await scene.said(ticket.key) == ["Their word"]
+
+
+async def test_a_worker_beside_an_import_says_nothing_twice(database_url: str) -> None:
+    """While an issue is being opened its changes wait, and what is said already is not said."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        person = await scene.bench.person(Role.AGENT)
+        first = await scene.bench.desk.tickets.comment(person, ticket.key, "one")
+        scene.jira.trouble(500, method="POST", path="/comment$", times=1)
+        assert (await job.run()).failed == 1
+        await scene.bench.desk.tickets.comment(person, ticket.key, "two")
+        await scene.work()
+        issue = only(scene.jira)
+        assert {state for state, _ in await scene.jobs()} == {"waiting"} and not issue.comments
+        attempts = "SELECT sum(attempts) FROM jobs WHERE type = 'jira.push'"
+        assert await scene.bench.sql(attempts) == 0
+        assert (await job.run()).comments == 2
+        plugin: Any = scene.bench.desk.trackers["jira"]
+        assert not await plugin.pusher.say(ticket, issue.key, first.id)
+        await scene.hurry()
+        await scene.work()
+        assert {state for state, _ in await scene.jobs()} == {"done"}
+        await scene.hear()
+        assert [one.text.splitlines()[-1] for one in issue.comments] == ["one", "two"]
+        assert await scene.said(ticket.key) == ["one", "two"]
+
+
+async def test_a_resolution_that_is_told_back_at_once_makes_no_comment(database_url: str) -> None:
+    """Its webhook may be faster than the answer."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        await scene.edit(ticket, status="closed", resolution="more memory")
+        scene.jira.trouble("lost", method="POST", path="/comment$", times=1)
+        assert (await job.run()).failed == 1
+        await scene.hear()
+        assert await scene.said(ticket.key) == []
+        assert (await job.run()).created == 1
+        assert len(only(scene.jira).comments) == 1
+
+
+async def test_updating_never_takes_an_issue_out_of_somebodys_hands(database_url: str) -> None:
+    """S4-29: only a ticket's own assignee is sent to an issue that is there."""
+    async with importing(database_url) as (scene, job):
+        bob = scene.jira.user("Bob", "bob@example.org")
+        new = NewUser("bob@example.org", "Bob", Role.AGENT)
+        await scene.bench.desk.accounts.create(SYSTEM, new)
+        await opened(scene)
+        await job.run()
+        issue = only(scene.jira)
+        assert issue.assignee is bob
+        jane = scene.jira.user("Jane", "jane@example.org")
+        scene.jira.change(issue, assignee=jane)
+        assert (await job.run(update_existing=True)).updated == 1
+        assert issue.assignee is jane
+
+
+async def test_a_limit_takes_what_is_not_there_yet_first(database_url: str) -> None:
+    """S4-26: else --update-existing would do the same oldest ones at every run."""
+    async with importing(database_url) as (scene, job):
+        old = await opened(scene, "Old")
+        await job.run()
+        new = await opened(scene, "New")
+        steps = await job.plan(limit=1, update_existing=True)
+        assert [(step.action, step.ticket.id) for step in steps] == [("create", new.id)]
+        steps = await job.plan(update_existing=True)
+        assert [step.ticket.id for step in steps] == [new.id, old.id]
+
+
+async def test_a_plan_waits_when_jira_wants_a_pause(database_url: str) -> None:
+    """R-21: a 429 of a second is no reason to end."""
+    async with importing(database_url) as (scene, job):
+        await opened(scene)
+        scene.jira.limit(1, method="GET", path="/search", times=1)
+        assert [step.action for step in await job.plan()] == ["create"]
+
+
+async def test_what_was_sent_is_known_though_nothing_was_heard_yet(database_url: str) -> None:
+    """What somebody changed right after it was opened is their word, not how it was opened."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        scene.jira.trouble(500, method="GET", path="/issue/ITSM-1$", times=3)
+        assert (await job.run()).failed == 1
+        scene.jira.take()
+        scene.jira.change(only(scene.jira), summary=f"[{ticket.key}] Their title")
+        await scene.hear()
+        assert (await scene.ticket(ticket.key)).title == "Their title"
+
+
+async def test_what_was_heard_before_an_import_was_cut_is_how_the_issue_was_opened(
+    database_url: str,
+) -> None:
+    """So what differs when it is finished was changed there, though its webhook got lost."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        person = await scene.bench.person(Role.AGENT)
+        await scene.bench.desk.tickets.comment(person, ticket.key, "one")
+        scene.jira.trouble(500, method="POST", path="/comment$", times=1)
+        assert (await job.run(auto_assign=False)).failed == 1
+        scene.jira.change(only(scene.jira), assignee=scene.jira.user("Ann"))
+        scene.jira.take()
+        assert (await job.run(auto_assign=False)).created == 1
+        found = await scene.ticket(ticket.key)
+        assert found.external is not None and found.external.assignee == "Ann"
+
+
+async def test_the_echo_of_an_imports_transition_takes_nothing_back(database_url: str) -> None:
+    """A ticket that was closed meanwhile stays closed, and its issue follows."""
+    async with importing(database_url) as (scene, job):
+        ticket = await opened(scene)
+        await scene.edit(ticket, status="in_progress")
+        scene.jira.trouble(500, method="GET", path="/issue/ITSM-1$", times=3, after=3)
+        assert (await job.run()).failed == 1
+        assert only(scene.jira).status == "In Progress"
+        await scene.edit(ticket, status="closed", resolution="mended")
+        await scene.hear()
+        assert (await scene.ticket(ticket.key)).status == "closed"
+        assert (await job.run()).created == 1
+        await scene.hurry()
+        await scene.work()
+        assert only(scene.jira).status == "Resolved"
+        assert (await scene.ticket(ticket.key)).status == "closed"

@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from itdesk.model import SYSTEM, Role
 from itdesk.remote import RemoteComment, RemotePerson
 from itdesk_plugins.jira.knowledge import Knowledge, Remark, rank, words_of
 from tests.plugins.test_jira_client import Stepped, connected
-from tests.support.jira import FakeJira, fake_jira
+from tests.support.jira import Dialect, FakeJira, fake_jira
 from tests.support.jira_scene import scene_on
 
 KB = "ITDESK_PLUGINS__JIRA__KB__"
@@ -114,13 +116,14 @@ async def test_it_can_be_switched_off(database_url: str) -> None:
         assert not scene.jira.calls("GET", "/(search|issue)")
 
 
-async def test_nobody_is_told_what_they_may_not_see(database_url: str) -> None:
+@pytest.mark.parametrize("dialect", ["cloud", "datacenter"])
+async def test_nobody_is_told_what_they_may_not_see(database_url: str, dialect: Dialect) -> None:
     """Users: of their own tickets only, and never what is internal; agents: everything."""
     names = {
         "JIRA_KB_MAX_ISSUES": "7", "JIRA_KB_MAX_COMMENTS_PER_ISSUE": "4",
         "JIRA_KB_TOP_MATCHES": "9", "JIRA_KB_CACHE_SECONDS": "5",
     }  # fmt: skip
-    async with scene_on(database_url, "cloud", **names) as scene:
+    async with scene_on(database_url, dialect, **names) as scene:
         mine, ticket = await scene.mirrored("Mine")
         other, _ = await scene.mirrored("Other")
         for issue in (mine, other):
@@ -160,3 +163,16 @@ def test_no_query_takes_long() -> None:
     """A pasted log of a megabyte is cut before it is looked at."""
     said = [remark("vpn client") for _ in range(1000)]
     assert rank("mail " * 500_000 + "vpn", said, internal=True) == []
+
+
+async def test_a_failure_nobody_thought_of_is_not_repeated_at_once() -> None:
+    """Whatever it is: an asker who comes within the minute does not ask Jira again."""
+    async with fake_jira() as jira, knowing(jira) as (known, clock):
+        async with known._client.session():
+            await known._client._session.close()
+            assert await known.find(SYSTEM, "vpn") == []
+        jira.say(jira.issue("VPN"), "restart the vpn client")
+        async with known._client.session():
+            assert await known.find(SYSTEM, "vpn") == [] and fetches(jira) == 0
+            clock.at += 61
+            assert len(await known.find(SYSTEM, "vpn")) == 1

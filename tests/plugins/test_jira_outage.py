@@ -10,8 +10,10 @@ import pytest
 from itdesk.model import Role
 from itdesk_plugins.jira.failures import Unavailable
 from tests.plugins.test_jira_client import connected
+from tests.support.desk import bench_on
 from tests.support.jira import fake_jira
-from tests.support.jira_scene import Scene, scene_on
+from tests.support.jira_scene import Scene, connection, scene_on
+from tests.support.load import eventually
 from tests.support.nginx import certify
 
 PLUGIN = "ITDESK_PLUGINS__JIRA__"
@@ -139,17 +141,21 @@ async def test_the_breaker_opens_after_five_failures_and_lets_one_try() -> None:
         assert not client.breaker.is_open and client.problem == ""
 
 
+@pytest.mark.parametrize("method", ["PUT", "GET"])
 async def test_what_is_wrong_with_one_issue_alone_is_given_up_in_the_end(
-    database_url: str,
+    database_url: str, method: str
 ) -> None:
     """An error of the server that never goes away for one change: attempts are counted then."""
     async with scene_on(
-        database_url, "cloud", **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="3"
+        database_url, "cloud", **SHORT, ITDESK_PLUGINS__JIRA__PUSH__ATTEMPTS="2"
     ) as scene:
         issue, ticket = await scene.mirrored()
         other, second = await scene.mirrored("Printer")
-        scene.jira.trouble(500, method="PUT", path=f"/issue/{issue.key}$")
+        scene.jira.trouble(500, method=method, path=f"/issue/{issue.key}$")
         await scene.edit(ticket, title="Poison")
+        if method == "GET":
+            # Nobody else says meanwhile that Jira is well.
+            await settled(scene)
         for number in range(4):
             await scene.edit(second, title=f"Title {number}")
             await scene.hurry()
@@ -174,3 +180,80 @@ async def test_a_certificate_that_nobody_signed_is_said_and_waited_for(
         ca = tmp_path / "cert.pem"
         async with connected(jira, dialect="cloud", ca_file=ca) as (client, _, _):
             assert (await client.myself())["timeZone"]
+
+
+@pytest.mark.parametrize("odd", [b"", b"null", b"[]"])
+async def test_an_odd_answer_to_who_are_you_is_waited_for_and_not_the_plugins_end(
+    database_url: str, odd: bytes
+) -> None:
+    """A 200 that says nothing is no Jira: it is asked again, and the plugin stays."""
+    async with fake_jira() as jira:
+        trouble = jira.trouble(200, path="serverInfo", body=odd)
+        async with bench_on(database_url, **connection(jira, **SHORT)) as bench:
+
+            async def asked_again() -> bool:
+                return len(jira.calls("GET", "serverInfo")) > 1
+
+            await eventually(asked_again, seconds=10)
+            assert bench.desk.plugins.status()["jira"].state == "loaded"
+            jira.troubles.remove(trouble)
+            plugin: Any = bench.desk.trackers["jira"]
+            assert await plugin.client.dialect() == "cloud"
+
+
+async def test_a_look_at_jira_that_fails_in_an_unknown_way_is_made_again(
+    database_url: str,
+) -> None:
+    """Whatever goes wrong in it, the plugin stays."""
+    async with fake_jira() as jira:
+        jira.trouble(500)
+        async with bench_on(database_url, **connection(jira, **SHORT)) as bench:
+            plugin: Any = bench.desk.trackers["jira"]
+            await plugin.client._session.close()
+
+            async def failed_otherwise() -> bool:
+                name = "itdesk_jira_request_seconds_count"
+                return bench.metric(name, outcome="cancelled") > 0
+
+            await eventually(failed_otherwise, seconds=10)
+            jira.troubles.clear()
+            async with plugin.client.session():
+
+                async def up() -> bool:
+                    return bool(jira.calls("GET", "myself"))
+
+                await eventually(up, seconds=10)
+            assert bench.desk.plugins.status()["jira"].state == "loaded"
+
+
+async def test_an_issue_that_always_fails_never_closes_jira_to_the_others() -> None:
+    """R-21: serverInfo is asked before the breaker opens; five requests in a row at the most."""
+    async with fake_jira() as jira, connected(jira, dialect="cloud") as (client, _, _):
+        jira.issue()
+        poison = jira.trouble(500, path="/issue/ITSM-1$")
+        for _ in range(5):
+            with pytest.raises(Unavailable) as caught:
+                await client.issue("ITSM-1")
+            assert caught.value.sent and not client.breaker.is_open
+        jira.troubles.remove(poison)
+        await client.myself()
+        jira.trouble(500)
+        before = len(jira.asked)
+        for _ in range(5):
+            with pytest.raises(Unavailable):
+                await client.issue("ITSM-1")
+        assert client.breaker.is_open and len(jira.asked) == before + 5
+
+
+async def test_what_waits_for_jira_waits_for_various_times(database_url: str) -> None:
+    """An outage makes no work of its own: the lanes do not come all at once, again and again."""
+    async with scene_on(database_url, "cloud", **{f"{PLUGIN}BREAKER_FAILURES": "1"}) as scene:
+        tickets = [(await scene.mirrored(f"Problem {number}"))[1] for number in range(6)]
+        scene.jira.trouble("drop", method="GET", path="/(issue|serverInfo)")
+        for ticket in tickets:
+            await scene.edit(ticket, title="Later")
+        await scene.work()
+        query = "SELECT array_agg(extract(epoch FROM run_at - now())::int) FROM jobs"
+        pauses: Any = await scene.bench.sql(f"{query} WHERE type = 'jira.push'")
+        assert len(pauses) == 6 and max(pauses) - min(pauses) > 2
+        assert max(pauses) <= 75

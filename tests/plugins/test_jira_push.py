@@ -287,6 +287,44 @@ async def test_a_pushed_ticket_that_is_moved_keeps_its_title(database_url: str) 
         await quiet(scene, moved.key)
 
 
+async def test_an_internal_comment_stays_internal_though_data_center_does_not_say_so(
+    database_url: str,
+) -> None:
+    """Its webhooks and issues do not tell who may read a comment: it is asked, by each way in."""
+    env = {"ITDESK_PLUGINS__JIRA__PUSH__INTERNAL_COMMENTS": "true"}
+    async with scene_on(database_url, "datacenter", **env) as scene:
+        issue, ticket = await scene.mirrored()
+        person = await scene.bench.person(Role.AGENT)
+        await scene.bench.desk.tickets.comment(person, ticket.key, "a fool", internal=True)
+        await scene.work()
+        (ours,) = issue.comments
+        scene.jira.say(issue, "indeed", public=False)
+        scene.jira.say(issue, "Good morning")
+        scene.jira.edit(issue, ours, "A agent:\n\na real fool")
+        # A change that is sent hears of the comments, too.
+        await scene.edit(ticket, title="VPN is slow")
+        await scene.work()
+        hidden = "SELECT string_agg(body, '|' ORDER BY body) FROM ticket_comments WHERE internal"
+        public = hidden.replace("WHERE internal", "WHERE NOT internal")
+        assert await scene.bench.sql(public) is None
+        webhooks = scene.jira.take()
+        trouble = scene.jira.trouble(404, method="GET", path="/comment$")
+        await scene.hear([one for one in webhooks if b"indeed" in one.body])
+        assert await scene.bench.sql(public) is None
+        scene.jira.troubles.remove(trouble)
+        await scene.hear([one for one in webhooks if b"indeed" not in one.body])
+        assert await scene.bench.sql(hidden) == "a real fool"
+        scene.jira.change(issue, priority="High")
+        await scene.walk()
+        assert await scene.bench.sql(hidden) == "a real fool|indeed"
+        assert await scene.bench.sql(public) == "Good morning"
+        # Where the property went, nothing says that everybody may read it now.
+        ours.public, ours.properties = True, []
+        scene.jira.edit(issue, ours, "A agent:\n\nno fool")
+        await scene.hear()
+        assert await scene.bench.sql(hidden) == "indeed|no fool"
+
+
 async def test_what_was_changed_while_it_was_switched_off_goes_out_once_it_is_on(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

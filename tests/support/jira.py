@@ -385,7 +385,9 @@ class FakeJira:
         shown["self"] = f"{self.url}/rest/api/2/user?accountId={account.id}"
         return shown
 
-    def _comment(self, issue: Issue, said: Said, *, version: int) -> dict[str, Any]:
+    def _comment(
+        self, issue: Issue, said: Said, *, version: int, expand: str = ""
+    ) -> dict[str, Any]:
         body: Any = said.text
         if version == 3:
             body = said.adf or doc(unmarked(said.text))
@@ -397,9 +399,18 @@ class FakeJira:
             "body": body,
             "created": self.shown_time(said.created),
             "updated": self.shown_time(said.updated),
-            "jsdPublic": said.public,
-            **({"properties": said.properties} if said.properties and version == 3 else {}),
+            **self._readers(said, version=version, expand=expand),
         }
+
+    def _readers(self, said: Said, *, version: int, expand: str) -> dict[str, Any]:
+        """Return who may read a comment: Data Center says it in a property, to who asks for it."""
+        properties = list(said.properties)
+        if self.dialect == "datacenter":
+            if not said.public and not any(p["key"] == "sd.public.comment" for p in properties):
+                properties.append({"key": "sd.public.comment", "value": {"internal": True}})
+            return {"properties": properties} if "properties" in expand else {}
+        shown: dict[str, Any] = {"jsdPublic": said.public}
+        return {**shown, "properties": properties} if properties and version == 3 else shown
 
     def _issue(
         self, issue: Issue, *, version: int, fields: Sequence[str] = ("*all",)

@@ -432,7 +432,11 @@ def _comments(jira: FakeJira, version: int, query: Any, body: Any, ref: str) -> 
     said = list(issue.comments)
     if query.get("orderBy", "").startswith("-"):
         said.reverse()
-    page = [jira._comment(issue, one, version=version) for one in said[start : start + size]]
+    expand = query.get("expand", "")
+    page = [
+        jira._comment(issue, one, version=version, expand=expand)
+        for one in said[start : start + size]
+    ]
     return {"startAt": start, "maxResults": size, "total": len(said), "comments": page}
 
 
