@@ -55,7 +55,8 @@ async def _build(live: Live) -> Scene:
     await live.admin.ticket("Not for Alice")
     project = {"key": f"H{uuid4().hex[:8].upper()}", "name": "A project"}
     made = (await admin.post("/projects", project)).expect(201)
-    places = {"ticket": ticket["id"], "key": ticket["key"], "id": made["id"], "user": alice.id}
+    places = {"ticket": ticket["id"], "key": ticket["key"], "id": made["id"], "user": alice.id,
+              "plugin": "filesystem"}  # fmt: skip
     return Scene(live, admin, alice, places)
 
 

@@ -77,7 +77,7 @@ class Switchboard:
         for state in await self.list(caller):
             if state.name == name:
                 return state
-        raise unknown(name)
+        raise unknown()
 
     async def turn(self, caller: Caller, name: str, *, enabled: bool) -> PluginState:
         """Switch a plugin for all daemons, and return what came of it at this one."""

@@ -48,7 +48,7 @@ class Switches:
     def _require_possible(self, name: str, *, enabled: bool) -> None:
         section = self._settings.plugins.get(name)
         if section is None:
-            raise unknown(name)
+            raise unknown()
         if not section["enabled"]:
             raise Conflict(
                 f"[plugins.{name}] itself switches it off: correct the section, then restart.",
@@ -75,10 +75,11 @@ def storage_plugin(settings: Settings) -> str:
     return {"local": "filesystem", "s3": "s3"}[settings.storage.backend or "local"]
 
 
-def unknown(name: str) -> NotFound:
+def unknown() -> NotFound:
     """Return what is said of a plugin that the configuration does not name."""
     return NotFound(
-        f"There is no section [plugins.{name}]: itdesk plugins list.", code="E_PLUGIN_NOT_FOUND"
+        "The configuration has no section for such a plugin; itdesk plugins list shows them.",
+        code="E_PLUGIN_NOT_FOUND",
     )
 
 
