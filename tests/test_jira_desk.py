@@ -96,6 +96,7 @@ async def test_the_shell_plans_and_imports(desk: Live, jira: FakeJira) -> None:
     assert jira.token not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 async def test_an_import_that_is_cut_still_says_what_it_came_to(desk: Live, jira: FakeJira) -> None:
     """C10: 2, with the summary; 1 is for a desk without Jira, whose plugin is off for instance."""
     for number in range(2):

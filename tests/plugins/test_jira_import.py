@@ -8,9 +8,10 @@ import pytest
 
 from itdesk.desk.accounts import NewUser
 from itdesk.desk.tickets import NewTicket
-from itdesk.errors import Conflict
+from itdesk.errors import Conflict, Unavailable
 from itdesk.model import SYSTEM, Priority, Role, Ticket
 from itdesk.remote import RemoteIssue
+from itdesk_plugins.jira import commands
 from itdesk_plugins.jira.commands import table
 from itdesk_plugins.jira.importer import Importer, Summary
 from itdesk_plugins.jira.plan import Options, Planner, Step
@@ -442,7 +443,7 @@ async def test_one_refused_comment_is_passed_over(database_url: str) -> None:
         assert not (await scene.bench.desk.mirror.outbound.shadow(ticket.id)).creating
 
 
-@pytest.mark.parametrize("webhooks", [True, False])
+@pytest.mark.parametrize("webhooks", [True, pytest.param(False, marks=pytest.mark.slow)])
 async def test_what_jira_says_of_an_issue_that_a_cut_import_left_is_not_lost(
     database_url: str, webhooks: bool
 ) -> None:
@@ -540,6 +541,7 @@ async def test_a_limit_takes_what_is_not_there_yet_first(database_url: str) -> N
         assert [step.ticket.id for step in steps] == [new.id, old.id]
 
 
+@pytest.mark.slow
 async def test_a_plan_waits_when_jira_wants_a_pause(database_url: str) -> None:
     """R-21: a 429 of a second is no reason to end."""
     async with importing(database_url) as (scene, job):
@@ -593,3 +595,21 @@ async def test_the_echo_of_an_imports_transition_takes_nothing_back(database_url
         await scene.work()
         assert only(scene.jira).status == "Resolved"
         assert (await scene.ticket(ticket.key)).status == "closed"
+
+
+async def test_an_import_that_is_cut_says_what_it_came_to(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C10: its summary and its failures; without the plugin, why it is not there."""
+    async with importing(database_url) as (scene, _):
+        for number in range(2):
+            await opened(scene, f"Problem {number}")
+        desk = scene.bench.desk
+        scene.jira.trouble(401, method="POST", path="/issue$", times=1, after=1)
+        options = Options(project="ITSM", apply=True, sleep_ms=0)
+        summary, whole = await commands._imported(commands._plugin(desk), desk, options)
+        assert (summary.created, whole) == (1, False)
+        assert "JIRA_API_TOKEN" in capsys.readouterr().err
+        await scene.switch(enabled=False)
+        with pytest.raises(Unavailable, match=r"jira is off.*itdesk plugins"):
+            commands._plugin(desk)

@@ -141,7 +141,7 @@ async def test_the_breaker_opens_after_five_failures_and_lets_one_try() -> None:
         assert not client.breaker.is_open and client.problem == ""
 
 
-@pytest.mark.parametrize("method", ["PUT", "GET"])
+@pytest.mark.parametrize("method", ["PUT", pytest.param("GET", marks=pytest.mark.slow)])
 async def test_what_is_wrong_with_one_issue_alone_is_given_up_in_the_end(
     database_url: str, method: str
 ) -> None:
@@ -182,7 +182,9 @@ async def test_a_certificate_that_nobody_signed_is_said_and_waited_for(
             assert (await client.myself())["timeZone"]
 
 
-@pytest.mark.parametrize("odd", [b"", b"null", b"[]"])
+@pytest.mark.parametrize(
+    "odd", [b"null", *(pytest.param(odd, marks=pytest.mark.slow) for odd in (b"", b"[]"))]
+)
 async def test_an_odd_answer_to_who_are_you_is_waited_for_and_not_the_plugins_end(
     database_url: str, odd: bytes
 ) -> None:
