@@ -21,6 +21,8 @@ async def between(
     settings = {
         "ITDESK_SCANNER__ENABLED": "false",
         "ITDESK_AI__TIMEOUT_SECONDS": "10",
+        # The last prompt is the one that was asked for here.
+        "ITDESK_AI__ENRICH": "false",
         "OLLAMA_BASE_URL": ollama.url,
         **account,
         **env,
