@@ -284,7 +284,9 @@ ASKED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shell", ASKED)
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(shell, marks=pytest.mark.slow) for shell in ("zsh", "fish"))]
+)
 def test_the_completion_lines_complete(shell: str, tmp_path: Path) -> None:
     """Pasted, then asked in a shell that has read what it wrote."""
     (block,) = [block for block in _blocks("Operation", "sh") if "_COMPLETE=" in block]

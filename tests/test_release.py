@@ -92,6 +92,7 @@ def test_nothing_with_an_advisory_that_we_know_is_locked_or_allowed() -> None:
         assert Version(least) >= known[asked.name], asked
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_is_the_lock(tmp_path: Path) -> None:
     """O-11: CycloneDX, valid, of exactly these versions with these hashes; twice the same bytes."""
     done = _run("sbom", str(tmp_path))

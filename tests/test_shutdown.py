@@ -215,6 +215,7 @@ async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server)
         assert await lost_or_doubled(live.daemon.env["DATABASE_URL"], crew) == []
 
 
+@pytest.mark.slow
 async def test_idle_connections_to_a_frozen_database_are_given_up(own_pg_server: Server) -> None:
     """P-12: a server that does not listen costs each part one deadline, not one a connection."""
     async with started(own_pg_server) as live:

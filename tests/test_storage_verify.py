@@ -34,6 +34,7 @@ async def _clean_file(bench: Bench) -> tuple[str, Path]:
     return str(file.id), bench.desk.upload_dir / str(key)
 
 
+@pytest.mark.slow
 async def test_the_command_prints_both_lists_and_removes_when_told(
     database_url: str,
     clamd_env: dict[str, str],

@@ -176,6 +176,7 @@ async def test_a_script_ends_with_its_owner(desk: Live) -> None:
     (await writer.get("/tickets")).refused(401, "E_AUTH_TOKEN_INVALID")
 
 
+@pytest.mark.slow
 async def test_tokens_from_the_shell(desk: Live) -> None:
     alice = await desk.person()
     daemon = desk.daemon

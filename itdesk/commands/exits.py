@@ -44,8 +44,8 @@ OF: Mapping[str, Mapping[int, str]] = {
         INCOMPLETE: "restored; files were missing when the backup was made: stderr names them"
     },
     "jira import": {
-        FAILURE: "Jira is not configured, or was away",
-        USAGE: "some tickets could not be sent: stderr names them",
+        FAILURE: "Jira is not configured, or its plugin is off",
+        USAGE: "some tickets failed, or it was cut short: stderr says why; run it again",
     },
     "jira reconcile": {FAILURE: "Jira was away, or some issues could not be compared"},
 }
