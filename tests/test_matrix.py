@@ -554,7 +554,7 @@ async def test_the_policy_the_document_and_the_table_name_the_same_routes(live: 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/api/docs"])
 async def test_the_document_has_pages_that_need_no_internet(live: Live, path: str) -> None:
-    """S2-02, S3-10: HTML that loads files of this daemon only, each of which is there."""
+    """S2-02, S3-10, S4-30: HTML that loads files of this daemon only, each of which is there."""
     page = await live.nobody.call("GET", path)
     assert page.status == 200 and page.headers["Content-Type"].startswith("text/html")
     html = page.raw.decode()

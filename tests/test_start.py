@@ -248,7 +248,7 @@ async def test_a_state_directory_that_cannot_be_made_is_named(
 async def test_settings_of_the_environment_reach_the_daemon(
     pg_server: Server, new_daemon: NewDaemon
 ) -> None:
-    """S2-13, S2-15, S2-16, S2-17, S2-51, S3-54, S3-55, S3-56: as the old documents name them."""
+    """S2-13, S2-15, S2-16, S2-17, S2-51, S3-54, S3-55, S3-56, S4-06, S4-08."""
     secret = "Zmlyc3Qgb2YgYWxsIGl0IG11c3QgYmUgbG9uZw"
     url = await pg_server.create()
     daemon = new_daemon(

@@ -609,6 +609,7 @@ async def test_anonymous_callers_are_nobody(server: Server) -> None:
 
 
 async def test_cookie_signs_in_and_bearer_wins(server: Server) -> None:
+    """S4-44: either is enough, and where both are there the bearer token counts."""
     name = server.desk.settings.auth.cookie_name
     cookie = {"Cookie": f"other=1; {name}={server.desk.accounts.add()}"}
     assert (await server.ask("GET", "/api/v1/auth/me", headers=cookie)).json()["name"] == "person 0"

@@ -82,13 +82,16 @@ def error(answer: Answer) -> tuple[int, str]:
 
 
 async def test_registering_signing_in_and_out(street: Street) -> None:
+    """S4-42, S4-43: a pair in the body for who asks without cookies, renewed once."""
     new = {"email": " Ann@Example.org ", "password": PASSWORD, "name": "Ann"}
     answer = await street.ask("POST", "/auth/register", new)
     user = answer.json()["user"]
     assert (answer.status, user["role"]) == (201, "user")
     assert answer.headers["Location"] == f"/api/v1/users/{user['id']}"
     assert error(await street.ask("POST", "/auth/register", new)) == (409, "E_USER_EMAIL_EXISTS")
-    signed = (await street.login("/auth/token")).json()
+    pair = await street.login("/auth/token")
+    signed = pair.json()
+    assert not cookies(pair)
     assert set(signed) == {
         "access_token", "refresh_token", "token_type", "expires_in", "refresh_expires_in", "user",
     }  # fmt: skip
