@@ -340,6 +340,8 @@ async def test_keys_are_replaced_while_the_daemon_runs(desk: Live) -> None:
     answer = await challenge(desk, alice.email, totp=code_at(secret, await next_step(used)))
     fresh = answer.expect(200)["access_token"]
     assert jwt.get_unverified_header(fresh)["kid"] == new
+    unknown = await run("retire", "-GxNobodysKey")
+    assert (unknown.returncode, "No such option" in unknown.stderr) == (1, False)
     assert (await run("retire", old)).returncode == 0
     began = time.monotonic()
 

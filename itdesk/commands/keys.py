@@ -60,7 +60,11 @@ def rotate(context: Context, overlap: int | None) -> None:
     run(work())
 
 
-@keys.command(epilog=examples("itdesk keys retire 3f9c2a1b"))
+# One id in sixty-four begins with a dash, and is no option for that.
+@keys.command(
+    epilog=examples("itdesk keys retire 3f9c2a1b"),
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("kid")
 @click.pass_obj
 def retire(context: Context, kid: str) -> None:
