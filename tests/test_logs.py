@@ -219,10 +219,14 @@ async def test_no_secret_is_seen_again(talkative: Live, secrets: Secrets) -> Non
 async def test_debug_shows_sql_with_its_time_and_no_values(talkative: Live) -> None:
     """S4-10: DEBUG has the timings; INFO, which the other tests run at, has not."""
     await talkative.admin.ticket("A title that only the arguments have")
-    lines = [line for line in talkative.daemon.lines() if line["event"] == "sql"]
-    inserts = [line for line in lines if line["statement"].startswith("INSERT INTO tickets")
-               or "INSERT INTO tickets" in line["statement"]]  # fmt: skip
-    assert inserts
+    lines: list[Any] = []
+
+    async def told() -> bool:
+        lines[:] = [line for line in talkative.daemon.lines() if line["event"] == "sql"]
+        return any("INSERT INTO tickets" in line["statement"] for line in lines)
+
+    # A statement is told of after its answer, and the request may be answered between the two.
+    await eventually(told, seconds=20)
     assert all(isinstance(line["seconds"], float) and line["level"] == "debug" for line in lines)
     assert "A title that only the arguments have" not in str(lines)
 
