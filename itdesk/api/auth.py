@@ -106,7 +106,7 @@ async def refresh(call: Call) -> Reply:
     """Exchange the refresh token of the body for a pair there, or the cookie's for new cookies."""
     if given := _given(call):
         return Reply(await _refresh(call, given))
-    signed = await _refresh(call, _own(call, _cookies(call).refresh(call.request, _peer(call))))
+    signed = await _refresh(call, _own(call, _cookies(call).refresh(call.request, peer_of(call))))
     told = Renewed(signed.token_type, signed.expires_in, signed.refresh_expires_in, signed.user)
     return with_cookies(call, signed, told=told)
 
@@ -118,7 +118,7 @@ async def token_refresh(call: Call) -> Reply:
 
 async def logout(call: Call) -> Reply:
     """End the session of the refresh token, cookie or bearer token that comes along."""
-    cookies, peer = _cookies(call), _peer(call)
+    cookies, peer = _cookies(call), peer_of(call)
     refresh_token = _given(call) or _own(call, cookies.refresh(call.request, peer))
     access_token = _bearer(call) or _own(call, cookies.access(call.request, peer))
     await call.desk.sessions.logout(refresh_token, access_token=access_token)
@@ -176,14 +176,15 @@ def _cookies(call: Call) -> Cookies:
     return Cookies(call.desk.settings.auth)
 
 
-def _peer(call: Call) -> Peer:
+def peer_of(call: Call) -> Peer:
+    """Return the client of a request, as its cookies are read and given by."""
     return Peer(call.address, call.base_url, call.secure)
 
 
 def _own(call: Call, cookie: str | None) -> str | None:
     """Return a cookie's value; Forbidden when a foreign page had the browser send it."""
     if cookie is not None:
-        Origins(call.desk.settings).check_cookie_use(call.request, _peer(call))
+        Origins(call.desk.settings).check_cookie_use(call.request, peer_of(call))
     return cookie
 
 

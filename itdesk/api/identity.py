@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from itdesk.api.auth import SECOND_FACTOR_ERRORS, Message, session_cookies
+from itdesk.api.auth import SECOND_FACTOR_ERRORS, Message, peer_of, session_cookies
 from itdesk.api.cookies import Cookies
 from itdesk.api.fields import Email, NewPassword, Secret
-from itdesk.api.origin import Peer
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.desk.sessions import SignedIn
 from itdesk.desk.signups import Outcome
@@ -129,8 +128,7 @@ async def invite(call: Call) -> Reply:
 async def visit_of(call: Call) -> Visit:
     """Return where a request comes from, and who is signed in there by a cookie."""
     request, signed_in = call.request, None
-    peer = Peer(call.address, call.base_url, call.secure)
-    cookie = Cookies(call.desk.settings.auth).access(request, peer)
+    cookie = Cookies(call.desk.settings.auth).access(request, peer_of(call))
     if cookie:
         try:
             signed_in = (await call.desk.sessions.authenticate(cookie)).user_id

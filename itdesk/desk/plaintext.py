@@ -75,5 +75,4 @@ def shows_something(text: str) -> str:
     return text
 
 
-PlainText = Annotated[str, AfterValidator(plain)]
 PlainLine = Annotated[str, AfterValidator(plain_line)]
