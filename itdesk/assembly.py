@@ -123,7 +123,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
-        search = Search(db, reads)
+        search = Search(reads, clock)
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics, tracing)
         mail = Mail(db, settings, metrics)

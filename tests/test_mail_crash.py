@@ -26,6 +26,8 @@ QUICK = {
     "ITDESK_SCHEDULER__DAILY_STATS_SECONDS": "0",
     "ITDESK_SCHEDULER__TOKEN_CLEANUP_SECONDS": "0",
     "ITDESK_SCHEDULER__EMAIL_SECONDS": "0",
+    # Else a run of it may be the job at whose end the daemon dies.
+    "ITDESK_SCHEDULER__WORKFLOW_SECONDS": "0",
 }
 
 

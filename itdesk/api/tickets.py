@@ -148,7 +148,11 @@ class PlainTicketFilter(Query):
 
     def filter(self, **more: Any) -> Filter:
         """Return what the list is narrowed to."""
-        return Filter(**self.model_dump(include=_NARROWING), **more)
+        fields: dict[str, Any] = {}
+        for name in self.model_fields_set & _NARROWING:
+            value = getattr(self, name)
+            fields[name] = tuple(value) if isinstance(value, list) else value
+        return Filter(**fields, **more)
 
 
 _NARROWING = {field.name for field in dataclass_fields(Filter)}

@@ -1,12 +1,14 @@
 """Searching: tickets with the places of the words, and how the matches divide, in one answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from itdesk.desk.reads import Reads
+from itdesk.desk.remembered import Remembered
 from itdesk.model import Caller
+from itdesk.runtime.clock import Clock
 from itdesk.store import findings, listing, matching
-from itdesk.store.db import Database
 from itdesk.store.findings import Facets, Snippet
 from itdesk.store.listing import TicketRow
 from itdesk.store.narrowing import Filter
@@ -33,35 +35,48 @@ class Findings:
 class Search:
     """Finds tickets on behalf of a caller."""
 
-    def __init__(self, db: Database, reads: Reads) -> None:
-        self._db = db
+    def __init__(self, reads: Reads, clock: Clock) -> None:
         self._reads = reads
+        # How frequent words are decides how they are looked for, and changes little in a minute.
+        self._estimates = Remembered(self._estimate, clock, seconds=60.0, size=2000)
 
     async def page(
         self, caller: Caller, wanted: Filter, *, sort: str, window: Window
     ) -> Page[TicketRow]:
         """Return one page of the tickets found among those that the caller may see."""
         scope = caller.scope
+        matches = await self._matches(wanted, scope)
         async with self._reads.searching() as conn:
-            page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window)
+            page = await listing.list_page(
+                conn, wanted, scope=scope, sort=sort, window=window, matches=matches
+            )
             total = await matching.count(conn, wanted, scope=scope) if window.count else None
-        return Page(await self._rows(page), page.next_cursor, total)
+        return replace(page, total=total)
 
     async def find(
         self, caller: Caller, wanted: Filter, *, sort: str, window: Window, facets: bool
     ) -> Findings:
         """Return such a page with the places of the words, and how all matches divide."""
         scope = caller.scope
+        matches = await self._matches(wanted, scope)
         async with self._reads.searching() as conn:
-            page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window)
-            ids = [one.id for one in page.items]
+            page = await listing.list_page(
+                conn, wanted, scope=scope, sort=sort, window=window, matches=matches
+            )
+            ids = [UUID(row["id"]) for row in page.items]
             marked = await findings.snippets(conn, wanted, ids, scope=scope)
-            divided = await findings.facets(conn, wanted, scope=scope) if facets else None
-        by_id = {str(id): found for id, found in marked.items()}
-        hits = [Hit(row, by_id.get(row["id"], ())) for row in await self._rows(page)]
+            divided = None
+            if facets:
+                divided = await findings.facets(conn, wanted, scope=scope, matches=matches)
+        hits = [Hit(row, marked.get(id, ())) for id, row in zip(ids, page.items, strict=True)]
         return Findings(hits, divided, page.next_cursor)
 
-    async def _rows(self, page: Page[matching.Found]) -> list[TicketRow]:
-        # On a connection of the daily work: there the statement is not planned anew each time.
-        async with self._db.connection() as conn:
-            return await listing.rows(conn, [one.id for one in page.items])
+    async def _matches(self, wanted: Filter, scope: UUID | None) -> int | None:
+        """Return about how many of everybody's tickets match, where that decides the way."""
+        if wanted.q is None or wanted.whose(scope) is not None:
+            return None
+        return await self._estimates.get(wanted)
+
+    async def _estimate(self, wanted: Filter) -> int:
+        async with self._reads.searching() as conn:
+            return await matching.estimate(conn, wanted, scope=None)

@@ -36,6 +36,7 @@ from itdesk.model import (
 from itdesk.store import attachments, comments, events, listing, tickets
 from itdesk.store.db import Database, Transaction
 from itdesk.store.paging import Page, Window
+from itdesk.store.together import Together
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,10 @@ class Tickets:
         self._search = search
         self._default_project = default_project
         self._forget_files = forget_files
+        # What is asked most: who looks at a ticket, and everybody's screens after each event.
+        self._named = {
+            column: Together(db, partial(listing.named, column)) for column in listing.COLUMNS
+        }
 
     async def create(self, caller: Caller, new: NewTicket) -> Ticket:
         """Open a ticket reported by the caller."""
@@ -101,8 +106,11 @@ class Tickets:
 
     async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
         """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
-        async with self._db.connection() as conn:
-            return await listing.one(conn, ref, scope=caller.scope)
+        column, value = tickets.reference(ref)
+        row = await self._named[column].ask((value, caller.scope))
+        if row is None:
+            raise NotFound.of("ticket")
+        return row
 
     async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
         """Return the ticket with this key as JSON spells it, if the caller may see it."""

@@ -135,6 +135,11 @@ class Database:
         """Return how many tasks wait for a connection now."""
         return len(self._waiting)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Return whether the caller has a transaction open here."""
+        return _ambient.get() is not None
+
     def connection(self) -> AbstractAsyncContextManager[Any]:
         """Lend a connection for reading; inside a transaction it is the transaction's own."""
         ambient = _ambient.get()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from itdesk.store import matching, words
+from itdesk.store import matching
 from itdesk.store.narrowing import Filter
 from itdesk.store.words import Words
 
@@ -21,6 +21,7 @@ _LONGEST_TEXT = 5000
 _COMMENTS = 10
 # Control characters that no stored text keeps after `translate`.
 _OPEN, _CLOSE = "\x02", "\x03"
+_MARKS = r'StartSel="\x02", StopSel="\x03"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,11 @@ class Facets:
     assignee: list[Facet]
 
 
-_HEADLINE = f"""ts_headline('english', translate(left({{0}}, {_LONGEST_TEXT}), $6, ''), q,
-    $7 || ', MaxFragments=2, MaxWords=16, MinWords=6, ShortWord=0')"""
-_WHOLE = "ts_headline('english', translate({0}, $6, ''), q, $7 || ', HighlightAll=true')"
+_HEADLINE = f"""ts_headline('english',
+    translate(left({{0}}, {_LONGEST_TEXT}), E'\\x02\\x03', ''), q,
+    E'{_MARKS}, MaxFragments=2, MaxWords=16, MinWords=6, ShortWord=0')"""
+_WHOLE = f"""ts_headline('english', translate({{0}}, E'\\x02\\x03', ''), q,
+    E'{_MARKS}, HighlightAll=true')"""
 
 
 async def snippets(
@@ -65,21 +68,21 @@ async def snippets(
     if wanted.q is None:
         return {}
     read = Words.read(wanted.q)
+    n = len(read.values) + 1
     query = f"""
         SELECT t.id, {_WHOLE.format("t.title")} AS title,
                {_HEADLINE.format("t.description")} AS description,
                ARRAY(SELECT {_HEADLINE.format("c.body")} FROM (
                    SELECT body, created_at, id FROM ticket_comments
-                   WHERE ticket_id = t.id AND ($5 OR NOT internal)
+                   WHERE ticket_id = t.id AND (${n + 1} OR NOT internal)
                    ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
                ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
-        FROM tickets t CROSS JOIN (SELECT {words.QUERY} AS q WHERE $3::text IS NOT NULL) AS asked
-        WHERE t.id = ANY ($4::uuid[])
-    """  # noqa: S608 - literals of this module
-    rows = await conn.fetch(
-        query, read.whole, read.last, read.key, ids, scope is None, _OPEN + _CLOSE,
-        f'StartSel="{_OPEN}", StopSel="{_CLOSE}"',
-    )  # fmt: skip
+        FROM tickets t CROSS JOIN (
+            -- Every value has to be named somewhere.
+            SELECT {read.query} AS q WHERE ${n - 1}::text IS NOT NULL) AS asked
+        WHERE t.id = ANY (${n}::uuid[])
+    """  # noqa: S608 - literals of the store
+    rows = await conn.fetch(query, *read.values, ids, scope is None)
     return {row["id"]: _of_ticket(row) for row in rows}
 
 
@@ -99,10 +102,14 @@ def _snippet(field: str, marked: str) -> Snippet:
     return Snippet(field, plain, marks)
 
 
-async def facets(conn: Any, wanted: Filter, *, scope: UUID | None) -> Facets:
-    """Return how the matches of a search divide."""
-    found = await matching.newest(conn, wanted, scope=scope, count=MOST_COUNTED + 1)
-    ids = [one.id for one in found[:MOST_COUNTED]]
+async def facets(
+    conn: Any, wanted: Filter, *, scope: UUID | None, matches: int | None = None
+) -> Facets:
+    """Return how the matches of a search divide; `matches` is their estimate, if known."""
+    found = await matching.newest(
+        conn, wanted, scope=scope, count=MOST_COUNTED + 1, matches=matches
+    )
+    ids = [row["id"] for row in found[:MOST_COUNTED]]
     query = f"""
         WITH hits AS MATERIALIZED (
             SELECT t.id, t.status, t.status_rank, t.priority, t.priority_rank, t.project_id

@@ -9,15 +9,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.errors import NotFound
 from itdesk.store import matching, narrowing, tickets
 from itdesk.store.matching import TIMES, count
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
-__all__ = ["Filter", "TicketRow", "count", "list_page", "one", "rows"]
+__all__ = ["COLUMNS", "Filter", "TicketRow", "count", "list_page", "named"]
 
 TicketRow = Mapping[str, Any]
+
+# What a ticket may be named by, and the type of it.
+COLUMNS: Mapping[str, str] = {"id": "uuid", "key": "text", "number": "bigint"}
 
 _TIME = (
     """replace(to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z')"""
@@ -35,8 +37,8 @@ _ROW = f"""
         'last_synced_at', {_TIME.format("t.last_synced_at")}) END AS external,
     t.first_action_at, t.closed_at, t.version, t.created_at, t.updated_at
 """  # noqa: S608 - literals of this module
-_FROM = """
-    tickets t JOIN projects p ON p.id = t.project_id CROSS JOIN LATERAL (
+_BESIDE = """
+    JOIN projects p ON p.id = t.project_id CROSS JOIN LATERAL (
         SELECT ARRAY(SELECT user_id::text FROM ticket_assignees
                      WHERE ticket_id = t.id ORDER BY position) AS ids
         -- Keeps it from being looked up once for each column that uses it.
@@ -51,35 +53,44 @@ async def list_page(
     scope: UUID | None,
     sort: str = "-created_at",
     window: Window,
+    matches: int | None = None,
 ) -> Page[TicketRow]:
-    """Return one page of the tickets in scope, by keyset when a cursor is given."""
+    """Return one page of the tickets in scope, by keyset when a cursor is given.
+
+    `matches` is what `matching.estimate` says, if that is known.
+    """
     if wanted.q is None and wanted.whose(scope) is None:
         return await _plain_page(conn, wanted, sort=sort, window=window)
-    page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window)
-    ids = [one.id for one in page.items]
-    return Page(await rows(conn, ids), page.next_cursor)
+    page = await matching.find(
+        conn, wanted, scope=scope, sort=sort, window=window, matches=matches, dress=_dressed
+    )
+    return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
 
 
-async def one(conn: Any, ref: str, *, scope: UUID | None) -> TicketRow:
-    """Return the ticket named by id, key or number as a list shows it; else NotFound."""
-    column, value = tickets.reference(ref)
+def _dressed(found: str) -> str:
+    """Return the statement that shows the tickets which another one finds, in their order."""
+    return f"""
+        WITH page AS MATERIALIZED (
+            SELECT found.*, row_number() OVER () AS place FROM ({found}) AS found
+        ) SELECT {_ROW}, page.value FROM page JOIN tickets t ON t.id = page.id {_BESIDE}
+        ORDER BY page.place
+    """  # noqa: S608 - literals of the store
+
+
+async def named(
+    column: str, conn: Any, wanted: Sequence[tuple[Any, UUID | None]]
+) -> Mapping[tuple[Any, UUID | None], TicketRow]:
+    """Return the tickets named by a column's values, each as far as its scope may see it."""
     query = f"""
-        SELECT {_ROW} FROM {_FROM}
-        WHERE t.{column} = $1 {"AND " + tickets.OWN.format(n="$2") if scope else ""}
-    """  # noqa: S608 - column and scope are literals of the store
-    row = await conn.fetchrow(query, value, *([scope] if scope else []))
-    if row is None:
-        raise NotFound.of("ticket")
-    return dict(row)
-
-
-async def rows(conn: Any, ids: Sequence[UUID]) -> list[TicketRow]:
-    """Return these tickets as a list shows them, in the order of their ids; some may be gone."""
-    query = f"""
-        SELECT {_ROW} FROM {_FROM} WHERE t.id = ANY ($1::uuid[])
-        ORDER BY array_position($1::uuid[], t.id)
-    """  # noqa: S608 - a literal of this module
-    return [dict(row) for row in await conn.fetch(query, ids)]
+        SELECT w.n, {_ROW} FROM tickets t {_BESIDE}
+        JOIN unnest(
+            -- How many there are shall not seem to matter, or it is planned anew each time.
+            (SELECT $1::{COLUMNS[column]}[]), (SELECT $2::uuid[])
+        ) WITH ORDINALITY AS w (name, scope, n) ON t.{column} = w.name
+        WHERE w.scope IS NULL OR {tickets.OWN.format(n="w.scope")}
+    """  # noqa: S608 - column, its type and the condition are literals of the store
+    found = await conn.fetch(query, *map(list, zip(*wanted, strict=True)))
+    return {wanted[row["n"] - 1]: _without(dict(row), "n") for row in found}
 
 
 async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -> Page[TicketRow]:
@@ -94,7 +105,7 @@ async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -
         value, last = decode_cursor(window.cursor, sort, (kind, UUID))
         where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
     query = f"""
-        SELECT {_ROW}, {column} AS sort_value FROM {_FROM}
+        SELECT {_ROW}, {column} AS sort_value FROM tickets t {_BESIDE}
         WHERE {where}
         ORDER BY {column} {direction}, t.id {direction} LIMIT {window.limit + 1:d}
         OFFSET {window.offset:d}

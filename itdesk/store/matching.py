@@ -1,19 +1,19 @@
-"""Which tickets are on a page: their ids in order, found by the way that suits the question.
+"""Which tickets are on a page, found by the way that suits the question.
 
-Own tickets are merged from both ends. Words in everybody's are looked for among the newest first,
-which finds frequent ones at once; else the planner's estimate decides between the index (few
-matches, to be sorted) and walking on (many, so that the page is soon full).
+Own tickets are merged from both ends. For words in everybody's the planner's estimate decides: few
+matches are found by the index and sorted; frequent words are looked for among the newest, which
+fills a page at once, and then by the index or by walking on. The ways are fixed in the statements,
+so that PostgreSQL needs not plan them anew for each search.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from itdesk.store import narrowing, words
+from itdesk.store import narrowing
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 from itdesk.store.words import Words
@@ -30,7 +30,8 @@ TIMES = frozenset({"created_at", "updated_at"})
 RELEVANCE = "relevance"
 
 # A row is looked at in 0.5 us when walking, and in 8 us when the index names it (measured at a
-# million tickets). So many of the newest are looked at before anything else is considered.
+# million tickets). So few are found by the index before as many of the newest are looked at.
+_FEW = 500
 _NEAR = 2500
 # With more matches than these, walking fills a page sooner than sorting them.
 _MOST_SORTED = 3000
@@ -41,17 +42,12 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A ticket on a page, and the value that it is sorted by."""
-
-    id: UUID
-    value: Any
+Dress = Callable[[str], str]
 
 
-def audience(scope: UUID | None) -> str:
-    """Return which of the vectors a reader searches."""
-    return "internal" if scope is None else "public"
+def bare(found: str) -> str:
+    """Return the statement that finds `id` and `value`, what tickets are sorted by, as it is."""
+    return found
 
 
 async def find(
@@ -61,10 +57,15 @@ async def find(
     scope: UUID | None,
     sort: str = "-created_at",
     window: Window,
-) -> Page[Found]:
-    """Return one page of the tickets in scope, by keyset when a cursor is given."""
+    matches: int | None = None,
+    dress: Dress = bare,
+) -> Page[Any]:
+    """Return one page of the tickets in scope, by keyset when a cursor is given.
+
+    Its rows are those of the statement that `dress` makes of the one that finds them.
+    """
     if sort == RELEVANCE:
-        return await _ranked(conn, wanted, scope=scope, window=window)
+        return await _ranked(conn, wanted, scope, window, matches, dress)
     last = None
     name = sort.removeprefix("-")
     if window.cursor is not None:
@@ -72,9 +73,9 @@ async def find(
         last = decode_cursor(window.cursor, sort, (kind, UUID))
     found = await newest(
         conn, wanted, scope=scope, sort=sort, last=last, count=window.limit + 1,
-        offset=window.offset,
+        offset=window.offset, matches=matches, dress=dress,
     )  # fmt: skip
-    return Page.cut(found, window.limit, lambda one: encode_cursor(sort, one.value, one.id))
+    return Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
 
 
 async def newest(
@@ -86,49 +87,49 @@ async def newest(
     sort: str = "-created_at",
     last: Sequence[Any] | None = None,
     offset: int = 0,
-) -> list[Found]:
-    """Return the first tickets in an order, after `last` (a sort value and an id) if given."""
+    matches: int | None = None,
+    dress: Dress = bare,
+) -> Sequence[Any]:
+    """Return the first tickets in an order, after `last` (a sort value and an id) if given.
+
+    `matches` is what `estimate` says, if that is known.
+    """
     whose = wanted.whose(scope)
     if whose is not None:
-        plan = "own" if await _few_assigned(conn, whose) else "own of many"
+        ways = ["own" if await _few_assigned(conn, whose) else "own of many"]
     elif wanted.q is None:
-        plan = "all"
+        ways = ["all"]
     else:
-        return await _newest_with_words(conn, wanted, scope, sort, last, count, offset)
-    query, values = _statement(plan, wanted, scope, sort, last, count, offset)
-    return [Found(*row) for row in await conn.fetch(query, *values)]
-
-
-async def _newest_with_words(
-    conn: Any,
-    wanted: Filter,
-    scope: UUID | None,
-    sort: str,
-    last: Sequence[Any] | None,
-    count: int,
-    offset: int,
-) -> list[Found]:
-    found: list[Any] = []
-    matches: int | None = None
-    for plan, enough in (("near", None), ("index", _MOST_SORTED), ("far", None),
-                         ("index", _MOST_SORTED_AT_LAST), ("walk", None)):  # fmt: skip
-        if plan == "index" and matches is None:
+        if matches is None:
             matches = await estimate(conn, wanted, scope=scope)
-        if enough is not None and matches is not None and matches > enough:
-            continue
-        query, values = _statement(plan, wanted, scope, sort, last, count, offset)
-        found = await conn.fetch(query, *values)
-        if len(found) == count or plan == "index":
+        ways = _ways(matches)
+    found: Sequence[Any] = ()
+    for way in ways:
+        query, values = _statement(way, wanted, scope, sort, last, count, offset)
+        found = await conn.fetch(dress(query), *values)
+        if len(found) == count:
             break
-    return [Found(*row) for row in found]
+    return found
+
+
+def _ways(matches: int) -> list[str]:
+    """Return the ways to find words, one after the other until a page is full."""
+    if matches <= _FEW:
+        return ["index"]
+    if matches <= _MOST_SORTED:
+        return ["near", "index"]
+    if matches <= _MOST_SORTED_AT_LAST:
+        return ["near", "far", "index"]
+    return ["near", "far", "walk"]
 
 
 async def estimate(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
-    """Return about how many of everybody's tickets there are, as the planner believes."""
-    where = narrowing.conditions(wanted, *_words(wanted))
-    match = words.INDEXED[audience(scope)]
+    """Return about how many of everybody's tickets have the words, as the planner believes."""
+    read = Words.read(wanted.q or "")
+    where = narrowing.conditions(wanted, *read.values)
     query = f"""
-        EXPLAIN (FORMAT json) SELECT FROM tickets t WHERE {where} AND {match}
+        EXPLAIN (FORMAT json) SELECT FROM tickets t
+        WHERE {where} AND {read.indexed(internal=scope is None)}
     """  # noqa: S608 - conditions are literals, values are parameters
     plan = orjson.loads(await conn.fetchval(query, *where.values))
     return int(plan[0]["Plan"]["Plan Rows"])
@@ -144,34 +145,34 @@ async def _few_assigned(conn: Any, whose: UUID) -> bool:
     return few
 
 
-async def _ranked(conn: Any, wanted: Filter, *, scope: UUID | None, window: Window) -> Page[Found]:
+async def _ranked(
+    conn: Any,
+    wanted: Filter,
+    scope: UUID | None,
+    window: Window,
+    matches: int | None,
+    dress: Dress,
+) -> Page[Any]:
     """Return one page of the newest matches, the best first; its cursor counts them."""
     skip = window.offset
     if window.cursor is not None:
         [skip] = decode_cursor(window.cursor, RELEVANCE, (int,))
-    matches = await newest(conn, wanted, scope=scope, count=MOST_RANKED)
-    vector = words.VECTOR[audience(scope)]
+    # A cursor may hold any bigint.
+    skip = min(max(0, skip), MOST_RANKED)
+    newest_ones = await newest(conn, wanted, scope=scope, count=MOST_RANKED, matches=matches)
+    read = Words.read(wanted.q or "")
     query = f"""
-        SELECT t.id, ts_rank({vector}, {words.QUERY}) + ($3::text <> '' AND t.key LIKE $3)::int
-                     + (t.key || '%' = $3)::int AS rank
-        FROM tickets t WHERE t.id = ANY ($4::uuid[])
-        ORDER BY rank DESC, t.created_at DESC, t.id DESC
-    """  # noqa: S608 - a literal of this module
-    ids = [one.id for one in matches]
-    rows = await conn.fetch(query, *_words(wanted), ids)
-    some = [Found(*row) for row in rows[max(0, skip) : max(0, skip) + window.limit + 1]]
-    return Page.cut(some, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
-
-
-def _words(wanted: Filter) -> tuple[str, ...]:
-    if wanted.q is None:
-        return ()
-    read = Words.read(wanted.q)
-    return read.whole, read.last, read.key
+        SELECT t.id, {read.rank(internal=scope is None)} AS value
+        FROM tickets t WHERE t.id = ANY (${len(read.values) + 1}::uuid[])
+        ORDER BY value DESC, t.created_at DESC, t.id DESC
+        LIMIT {window.limit + 1:d} OFFSET {skip:d}
+    """  # noqa: S608 - literals of the store
+    found = await conn.fetch(dress(query), *read.values, [row["id"] for row in newest_ones])
+    return Page.cut(found, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
 
 
 def _statement(
-    plan: str,
+    way: str,
     wanted: Filter,
     scope: UUID | None,
     sort: str,
@@ -183,7 +184,8 @@ def _statement(
     name = sort.removeprefix("-")
     column = SORTS[name]
     direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
-    where = narrowing.conditions(wanted, *_words(wanted))
+    read = None if wanted.q is None else Words.read(wanted.q)
+    where = narrowing.conditions(wanted, *(read.values if read else ()))
     after = "true"
     if last is not None:
         # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
@@ -191,26 +193,25 @@ def _statement(
         where.values.extend(last)
         at = len(where.values)
         after = f"({column}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
-    readers = audience(scope)
-    match = "true" if wanted.q is None else words.INDEXED[readers]
-    walked = "true" if wanted.q is None else words.WALKED[readers]
+    match = read.indexed(internal=scope is None) if read else "true"
+    walked = read.walked(internal=scope is None) if read else "true"
     order = f"ORDER BY value {direction}, id {direction}"
     page = f"LIMIT {count:d} OFFSET {offset:d}"
-    if plan in ("near", "far"):
-        reach = f"{_NEAR:d}" if plan == "near" else f"{_FAR:d}"
+    if way in ("near", "far"):
+        reach = f"{_NEAR:d}" if way == "near" else f"{_FAR:d}"
         query = f"""
             SELECT id, value FROM (
                 SELECT t.*, {column} AS value FROM tickets t WHERE {after} {order} LIMIT {reach}
             ) AS t WHERE {where} AND {walked} {order} {page}
         """  # noqa: S608 - conditions are literals, values are parameters
-    elif plan == "index":
+    elif way == "index":
         query = f"""
             WITH hits AS MATERIALIZED (
                 SELECT t.id, {column} AS value FROM tickets t
                 WHERE {after} AND {where} AND {match}
             ) SELECT id, value FROM hits {order} {page}
         """  # noqa: S608 - as above
-    elif plan.startswith("own"):
+    elif way.startswith("own"):
         where.values.append(wanted.whose(scope))
         whose = f"${len(where.values)}"
         conditions = f"{after} AND {where} AND {match}"
@@ -219,7 +220,7 @@ def _statement(
         # The inner LIMIT keeps the planner from walking over everybody's for somebody's few.
         assigned = (
             "JOIN tickets t ON t.id = o.ticket_id"
-            if plan == "own of many"
+            if way == "own of many"
             else ("CROSS JOIN LATERAL (SELECT * FROM tickets WHERE id = o.ticket_id LIMIT 1) AS t")
         )
         query = f"""
@@ -241,9 +242,10 @@ def _statement(
 
 async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
     """Return how many tickets a list has in all; costly on large desks, so only when asked."""
-    where = narrowing.conditions(wanted, *_words(wanted))
-    if wanted.q is not None:
-        where.add(words.INDEXED[audience(scope)])
+    read = None if wanted.q is None else Words.read(wanted.q)
+    where = narrowing.conditions(wanted, *(read.values if read else ()))
+    if read is not None:
+        where.add(read.indexed(internal=scope is None))
     whose = wanted.whose(scope)
     if whose is not None:
         where.add(narrowing.OWN, whose)

@@ -25,14 +25,14 @@ OWN = """t.id IN (SELECT id FROM tickets WHERE reporter_id = {0}
 class Filter:
     """What a list is narrowed to; an empty field narrows nothing."""
 
-    status: Sequence[Status] = ()
-    priority: Sequence[Priority] = ()
-    category: Sequence[Category] = ()
+    status: tuple[Status, ...] = ()
+    priority: tuple[Priority, ...] = ()
+    category: tuple[Category, ...] = ()
     department: str | None = None
     project: str | None = None
     assignee_id: UUID | None = None
     reporter_id: UUID | None = None
-    tag: Sequence[str] = ()
+    tag: tuple[str, ...] = ()
     q: str | None = None
     own: UUID | None = None
     created_from: date | None = None

@@ -92,7 +92,7 @@ async def candidates(
             )
         except asyncpg.QueryCanceledError:
             continue
-        found.update((one.id, None) for one in page if one.id != but)
+        found.update((row["id"], None) for row in page if row["id"] != but)
         if len(found) >= _ENOUGH:
             break
     return list(found)

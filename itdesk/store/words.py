@@ -2,7 +2,8 @@
 
 Words are read as a web search is: quotes keep words together, -word leaves out, `or` is either.
 The last one may be the beginning of a word, and a whole search the beginning of a ticket's key.
-Statements that use these conditions have the three texts of `Words` as $1, $2 and $3.
+A statement only says what was asked for, so that one plan serves all searches of its kind.
+Statements that use these conditions have `values` as their first parameters.
 """
 
 import re
@@ -16,7 +17,7 @@ _EITHER = re.compile(r"\bor\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A search: its whole words, the one that may go on, and a LIKE pattern for keys."""
+    """A search: its whole words, the one that may go on, and the beginning of a key."""
 
     whole: str
     last: str = ""
@@ -26,29 +27,58 @@ class Words:
     def read(cls, typed: str) -> "Words":
         """Return what was typed as a search; a space at the end makes the last word a whole one."""
         key = _KEY.fullmatch(typed)
-        pattern = f"{key[1].upper()}%" if key else ""
+        beginning = key[1].upper() if key else ""
         last = _LAST.search(typed)
         if last is None or typed.count('"') % 2 or _EITHER.search(typed):
-            return cls(typed, "", pattern)
-        return cls(typed[: last.start(1)], last[1], pattern)
+            return cls(typed, "", beginning)
+        return cls(typed[: last.start(1)], last[1], beginning)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Return the texts that the conditions name as $1, $2 ..."""
+        return tuple(text for text in (self.whole, self.last, self.key) if text) or ("",)
+
+    @property
+    def query(self) -> str:
+        """Return the words as PostgreSQL's text search reads them, as SQL."""
+        parts = []
+        if self.whole or not self.last:
+            parts.append("websearch_to_tsquery('english', $1::text)")
+        if self.last:
+            n = f"${2 if self.whole else 1}::text"
+            parts.append(f"(websearch_to_tsquery('english', {n})"
+                         f" || to_tsquery('english', {n} || ':*'))")  # fmt: skip
+        return f"({' && '.join(parts)})"
+
+    def indexed(self, *, internal: bool) -> str:
+        """Return the condition that an index finds; `internal` ones search both vectors as one."""
+        return f"({vector(internal=internal)} @@ {self.query}{self._or_key()})"
+
+    def walked(self, *, internal: bool) -> str:
+        """Return the same, looked for row by row: no index fits, most rows have but one vector."""
+        if not internal:
+            return f"((t.search @@ {self.query}) IS TRUE{self._or_key()})"
+        return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {self.query}
+            ELSE (t.search || t.search_internal) @@ {self.query} END{self._or_key()})"""
+
+    def rank(self, *, internal: bool) -> str:
+        """Return how well a ticket fits; the one whose key was typed fits best."""
+        rank = f"ts_rank({vector(internal=internal)}, {self.query})"
+        if not self.key:
+            return rank
+        return f"{rank} + ({self._key_begins})::int + (t.key = ${len(self.values)})::int"
+
+    @property
+    def _key_begins(self) -> str:
+        # LIKE finds no index for a value that is not known when the statement is planned. Byte by
+        # byte, no character of a key comes after a tilde.
+        n = f"${len(self.values)}::text"
+        return f"t.key ~>=~ {n} AND t.key ~<~ ({n} || '~')"
+
+    def _or_key(self) -> str:
+        return f" OR {self._key_begins}" if self.key else ""
 
 
-# The search as PostgreSQL reads it. Its parts are constants when a statement is planned, so that
-# what does not apply costs nothing.
-QUERY = """(websearch_to_tsquery('english', $1::text) && CASE WHEN $2::text = '' THEN ''::tsquery
-    ELSE websearch_to_tsquery('english', $2) || to_tsquery('english', $2 || ':*') END)"""
-
-# Found through an index: whoever reads internal comments searches both vectors as one.
-INDEXED = {
-    "public": f"(t.search @@ {QUERY} OR $3::text <> '' AND t.key LIKE $3)",
-    "internal": f"((t.search || t.search_internal) @@ {QUERY} OR $3::text <> '' AND t.key LIKE $3)",
-}
-
-# The same, looked for row by row: no index fits, and most rows have but one vector.
-WALKED = {
-    "public": f"((t.search @@ {QUERY}) IS TRUE OR $3::text <> '' AND t.key LIKE $3)",
-    "internal": f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {QUERY}
-        ELSE (t.search || t.search_internal) @@ {QUERY} END OR $3::text <> '' AND t.key LIKE $3)""",
-}
-
-VECTOR = {"public": "t.search", "internal": "(t.search || t.search_internal)"}
+def vector(*, internal: bool) -> str:
+    """Return what is searched: whoever reads internal comments searches them too."""
+    return "(t.search || t.search_internal)" if internal else "t.search"

@@ -50,7 +50,7 @@ _BRUTE = """
     WHERE (CASE WHEN $4 THEN t.search || t.search_internal ELSE t.search END) @@ (
               websearch_to_tsquery('english', $1) && CASE WHEN $2 = '' THEN ''::tsquery
               ELSE websearch_to_tsquery('english', $2) || to_tsquery('english', $2 || ':*') END)
-       OR ($3 <> '' AND starts_with(t.key, rtrim($3, '%')))
+       OR ($3 <> '' AND starts_with(t.key, $3))
 """
 
 
@@ -96,11 +96,11 @@ async def test_every_plan_finds_what_a_look_at_every_row_finds(
                 assert found == sorted(found, reverse=True)
             if q:
                 page = await matching.find(conn, Filter(q=q), scope=scope, window=Window(limit=50))
-                assert {one.id for one in page.items} == wanted
+                assert {row["id"] for row in page.items} == wanted
                 ranked = await matching.find(
                     conn, Filter(q=q), scope=scope, sort="relevance", window=Window(limit=50)
                 )
-                assert {one.id for one in ranked.items} == wanted
+                assert {row["id"] for row in ranked.items} == wanted
 
 
 @pytest.mark.parametrize("frequent", [True, False])
@@ -126,7 +126,7 @@ async def test_a_word_that_is_only_in_old_tickets_is_found_behind_many_new_ones(
         window = Window(limit=2)
         for _ in range(3):
             page = await matching.find(conn, Filter(q="wombat"), scope=None, window=window)
-            seen += [one.id for one in page.items]
+            seen += [row["id"] for row in page.items]
             if page.next_cursor is None:
                 break
             window = Window(limit=2, cursor=page.next_cursor)
@@ -136,7 +136,7 @@ async def test_a_word_that_is_only_in_old_tickets_is_found_behind_many_new_ones(
     )
     assert newest == [f"TSK-1{n}" for n in range(1, len(seen) + 1)]
     none = await bench.desk.tickets.list(
-        agent, Filter(q="wombat", status=[Status.CLOSED]), sort="-created_at", window=Window()
+        agent, Filter(q="wombat", status=(Status.CLOSED,)), sort="-created_at", window=Window()
     )
     assert none.items == []
 
@@ -199,8 +199,8 @@ async def test_words_of_both_sides_of_a_ticket_are_found_together_by_agents(benc
         ("vpn -dow", Words("vpn -dow")),
         ("v", Words("v")),
         ("host12", Words("host12")),
-        ("tsk-10", Words("tsk-10", key="TSK-10%")),
-        ("TSK-", Words("TSK-", key="TSK-%")),
+        ("tsk-10", Words("tsk-10", key="TSK-10")),
+        ("TSK-", Words("TSK-", key="TSK-")),
         ("TSK-%", Words("TSK-%")),
         ("", Words("")),
     ],
