@@ -594,6 +594,24 @@ async def test_an_outage_is_told_as_over_rest(desk: Live, model: FakeOllama) -> 
         await stream.event(await agent.ticket(), 1)
 
 
+async def test_whoever_cancels_again_and_again_takes_nothing_from_others(
+    desk: Live, model: FakeOllama
+) -> None:
+    """Every connection to the database comes back, however often its chat is interrupted."""
+    person = await desk.person()
+    async with following(person) as stream:
+        async with tickets_out(desk, LOCKED):
+            for number in range(40):
+                await ask(stream, str(number), "How is TSK-1 doing?")
+                for _ in range(3):
+                    await stream.send(type="chat.cancel", id=str(number))
+                    await stream.quiet()
+        ended = [f for f in stream.frames if f["type"] == "chat.failed"]
+        assert [f["id"] for f in ended] == [str(number) for number in range(40)]
+        assert {f["error"] for f in ended} == {"E_CHAT_CANCELLED"}
+        await asyncio.gather(*[chat(person, "How is TSK-1 doing?") for _ in range(40)])
+
+
 async def test_a_chat_takes_no_longer_than_a_request(pg_server: Server) -> None:
     """503, E_TIMEOUT: server.request_seconds."""
     async with started(pg_server, ITDESK_SERVER__REQUEST_SECONDS="1") as live:

@@ -63,7 +63,6 @@ class Chats:
         self._group = group
         self._request_id = call.request[EXCHANGE].request_id
         self._running: dict[str, Task[Replied | DeskError]] = {}
-        self._given_up: set[str] = set()
 
     def begin(self, asked: Chat) -> bool:
         """Begin a chat, whose frames name it; False if one of that name is running."""
@@ -79,9 +78,7 @@ class Chats:
 
     def cancel(self, id: str) -> None:
         """Give a chat up, if it is running."""
-        # Once: a second time could cut short what the first one has it tidy up.
-        if id in self._running and id not in self._given_up:
-            self._given_up.add(id)
+        if id in self._running:
             self._running[id].cancel()
 
     def cancel_all(self) -> None:
@@ -112,7 +109,6 @@ class Chats:
 
     def _over(self, id: str, began: float, task: "Task[Replied | DeskError]") -> None:
         del self._running[id]
-        self._given_up.discard(id)
         # It may have been given up before it came to anything, even to its first step.
         outcome = _CANCELLED if task.cancelled() else task.result()
         self._end(id, outcome, self._call.desk.clock.monotonic() - began)
