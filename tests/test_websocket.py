@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -494,6 +495,9 @@ async def test_the_stream_is_described(live: Live) -> None:
         "client_chat", "client_chat.cancel",
     }  # fmt: skip
     assert names(operations["hear"]) == {*SENT, "event"}
-    assert "/asyncapi.json" in (await live.nobody.call("GET", "/openapi.json")).raw.decode()
+    rest = (await live.nobody.call("GET", "/openapi.json")).raw
+    assert "/asyncapi.json" in rest.decode()
+    named = set(re.findall(r"/openapi.json#/components/schemas/(\w+)", str(messages)))
+    assert {"Ticket", "Replied"} <= named <= set(orjson.loads(rest)["components"]["schemas"])
     schemas = (await live.nobody.call("GET", "/openapi.json")).json["components"]["schemas"]
     assert {"Ticket", "Comment"} <= set(schemas)
