@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -22,7 +23,10 @@ from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import Closed, Stream, connected, following
 
-SENT = {"welcome", "resync", "pong", "error", "presence", "authenticated"}
+SENT = {
+    "welcome", "resync", "pong", "error", "presence", "authenticated",
+    "chat.delta", "chat.done", "chat.failed",
+}  # fmt: skip
 
 
 @pytest.fixture(name="brisk", scope="module")
@@ -307,7 +311,13 @@ RUDE: list[tuple[bytes, str]] = [
     (b'{"type": "subscribe", "tickets": [7]}', "E_VALIDATION_ERROR"),
     (b'{"type": "presence", "ticket": "TSK-1", "state": "asleep"}', "E_VALIDATION_ERROR"),
     (b'{"type": "presence", "ticket": "TSK-99999999", "state": "away"}', "E_TICKET_NOT_FOUND"),
+    (b'{"type": "chat", "id": "1"}', "E_VALIDATION_ERROR"),
+    (b'{"type": "chat", "id": ["1"], "messages": []}', "E_VALIDATION_ERROR"),
+    (b'{"type": "chat.cancel"}', "E_VALIDATION_ERROR"),
+    (b'{"type": "chat.done", "id": "1"}', "E_UNKNOWN_TYPE"),
 ]
+CHAT = b'{"type":"chat","id":"%d","messages":[{"role":"user","content":"VPN \xc3\xbc?"}]}'
+CANCEL = b'{"type":"chat.cancel","id":"%d"}'
 
 
 @pytest.mark.parametrize(("sent", "code"), RUDE, ids=lambda value: str(value)[:30])
@@ -379,7 +389,9 @@ async def fuzz(live: Live, frames: int, seed: int) -> None:
             burst = dice.randrange(1, 200)
             for _ in range(burst):
                 kind = dice.random()
-                if kind < 0.4:
+                if kind < 0.02:
+                    stream.write(0x1, dice.choice((CHAT, CANCEL)) % dice.randrange(4))
+                elif kind < 0.4:
                     stream.write(0x1, b"".join(dice.choices(WORDS, k=dice.randrange(1, 12))))
                 elif kind < 0.6:
                     stream.write(0x1, dice.choice(RUDE)[0])
@@ -480,8 +492,12 @@ async def test_the_stream_is_described(live: Live) -> None:
     assert names(operations["say"]) | names(operations["hear"]) == set(messages)
     assert names(operations["say"]) == {
         "client_auth", "client_subscribe", "client_presence", "client_ping",
+        "client_chat", "client_chat.cancel",
     }  # fmt: skip
     assert names(operations["hear"]) == {*SENT, "event"}
-    assert "/asyncapi.json" in (await live.nobody.call("GET", "/openapi.json")).raw.decode()
+    rest = (await live.nobody.call("GET", "/openapi.json")).raw
+    assert "/asyncapi.json" in rest.decode()
+    named = set(re.findall(r"/openapi.json#/components/schemas/(\w+)", str(messages)))
+    assert {"Ticket", "Replied"} <= named <= set(orjson.loads(rest)["components"]["schemas"])
     schemas = (await live.nobody.call("GET", "/openapi.json")).json["components"]["schemas"]
     assert {"Ticket", "Comment"} <= set(schemas)

@@ -76,6 +76,11 @@ class Hub(Actor):
         self._resyncs = metrics.counter(
             "itdesk_websocket_resyncs_total", "Clients told to read everything anew."
         )
+        self._chats = metrics.counter(
+            "itdesk_websocket_chats_total",
+            "Chats on websockets, by how they ended: done, or the code of what went wrong.",
+            ["outcome"],
+        )
         self._latency = metrics.histogram(
             "itdesk_websocket_latency_seconds", "From a change to its frame for the last reader."
         )
@@ -128,6 +133,8 @@ class Hub(Actor):
         elif caller.role != client.caller.role:
             self.close(client, Goodbye.ROLE)
         else:
+            # What it may do from now on is what this token may.
+            client.caller = caller
             client.session_id, client.expires_at = caller.session_id, expires_at
 
     def leave(self, client: Client) -> None:
@@ -156,6 +163,10 @@ class Hub(Actor):
     def count_drop(self, goodbye: Goodbye) -> None:
         """Count a websocket that the server closes."""
         self._dropped.labels(goodbye.label).inc()
+
+    def count_chat(self, outcome: str) -> None:
+        """Count a chat that is over."""
+        self._chats.labels(outcome).inc()
 
     async def dismiss(self, seconds: float = 5.0) -> None:
         """Say goodbye to everybody, and return when they are gone, or after these seconds."""

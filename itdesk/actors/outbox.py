@@ -85,20 +85,24 @@ class Outbox:
             wire.transport.write(frame)
         if not queue:
             self._queue = None
-            if not wire.writing_paused and self._room is not None:
-                self._room.set()
+            if not wire.writing_paused:
+                self._wake()
 
     async def room(self) -> None:
         """Return once nothing waits any more, or the client is given up."""
         while not self.closed and (self._queue is not None or self._wire.writing_paused):
-            self._room = asyncio.Event()
+            self._room = self._room or asyncio.Event()
             await self._room.wait()
-        self._room = None
 
     def stop(self) -> None:
         """Send nothing any more; what waits is dropped."""
         self.closed = True
         self._queue = None
         self._messages = self._octets = 0
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake whoever waits for room; a replay and the chats may do so together."""
         if self._room is not None:
             self._room.set()
+            self._room = None

@@ -2,6 +2,7 @@
 
 import asyncio
 from asyncio import TaskGroup
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -10,9 +11,10 @@ from pydantic import Field
 
 from itdesk.api.fields import Flag, Line, Text
 from itdesk.api.route import Body, Call, Reply, Route, Who
-from itdesk.desk.chat import Message, Replied
+from itdesk.desk.chat import Chat, Message, Replied
 from itdesk.desk.triage import Classification
 from itdesk.errors import DeskError
+from itdesk.model import Caller
 
 NDJSON = "application/x-ndjson"
 
@@ -31,22 +33,27 @@ class MessageBody(Body):
     content: Annotated[Text, Field(min_length=1, max_length=10_000)]
 
 
-class ChatBody(Body):
+class Dialogue(Body):
     """A conversation so far, the oldest message first."""
 
     messages: Annotated[list[MessageBody], Field(min_length=1, max_length=40)]
     locale: Annotated[
         str | None, Field(max_length=20, pattern=r"^[A-Za-z]{2,3}([_-][A-Za-z0-9]{2,8}){0,2}$")
     ] = Field(None, description="Language to answer in, such as de or en-GB; else the text's own.")
+
+    def said(self) -> list[Message]:
+        """Return the messages in the desk's own words."""
+        return [Message(one.role, one.content) for one in self.messages]
+
+
+class ChatBody(Dialogue):
+    """A conversation, and how it shall be answered."""
+
     stream: Flag = Field(
         False,
         description="Whether to answer as NDJSON: lines of {type: delta, text} as a preview of the"
         " reply while it is written, then one of {type: answer, ...}, which replaces the preview.",
     )
-
-    def said(self) -> list[Message]:
-        """Return the messages in the desk's own words."""
-        return [Message(one.role, one.content) for one in self.messages]
 
 
 async def classify(call: Call) -> Reply:
@@ -65,24 +72,19 @@ async def chat(call: Call) -> Reply | web.StreamResponse:
 
 async def _streamed(call: Call, body: ChatBody) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": NDJSON, "X-Accel-Buffering": "no"})
-    preview = _Preview()
-    problem: DeskError | None = None
-    try:
-        async with TaskGroup() as group:
-            shown = group.create_task(preview.show(call.request, response))
-            try:
-                replied = await call.desk.chat.answer(
-                    call.caller, body.said(), locale=body.locale, listen=preview.listen
-                )
-            except DeskError as exc:  # a group of it would be none that the client is told of
-                problem = exc
-            shown.cancel()
-        if problem is not None:
-            raise problem
+
+    async def write(line: Mapping[str, Any]) -> None:
+        # Not before: an outage that is met on the way could only tear what has begun.
         if not response.prepared:
             await response.prepare(call.request)
-        answer = orjson.dumps({"type": "answer", **_plain(replied)})
-        await response.write(answer + b"\n")
+        await response.write(orjson.dumps(line) + b"\n")
+
+    async def show(piece: str) -> None:
+        await write({"type": "delta", "text": piece})
+
+    try:
+        replied = await previewed(call.desk.chat, call.caller, body, show)
+        await write({"type": "answer", **_plain(replied)})
         await response.write_eof()
     except* ConnectionError:
         pass  # nobody listens any more
@@ -92,6 +94,26 @@ async def _streamed(call: Call, body: ChatBody) -> web.StreamResponse:
 def _plain(replied: Replied) -> dict[str, Any]:
     plain: dict[str, Any] = orjson.loads(orjson.dumps(replied))
     return plain
+
+
+async def previewed(
+    chat: Chat, caller: Caller, asked: Dialogue, show: Callable[[str], Awaitable[None]]
+) -> Replied:
+    """Return the answer; until then, `show` is given what is new of the reply, piece by piece."""
+    preview = _Preview()
+    problem: DeskError | None = None
+    async with TaskGroup() as group:
+        shown = group.create_task(preview.tell(show))
+        try:
+            replied = await chat.answer(
+                caller, asked.said(), locale=asked.locale, listen=preview.listen
+            )
+        except DeskError as exc:  # a group of it would be none that the client is told of
+            problem = exc
+        shown.cancel()
+    if problem is not None:
+        raise problem
+    return replied
 
 
 class _Preview:
@@ -107,20 +129,28 @@ class _Preview:
             self._text = text
             self._more.set()
 
-    async def show(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Send what is new until it is called off; the answer begins with the first of it.
-
-        Not before: an outage that is met on the way could only tear what has begun.
-        """
+    async def tell(self, show: Callable[[str], Awaitable[None]]) -> None:
+        """Show what is new until it is called off."""
         sent = 0
         while True:
             await self._more.wait()
             self._more.clear()
             piece, sent = self._text[sent:], len(self._text)
-            if not response.prepared:
-                await response.prepare(request)
-            await response.write(orjson.dumps({"type": "delta", "text": piece}) + b"\n")
+            await show(piece)
 
+
+CHAT = Route(
+    id="R63",
+    method="POST",
+    path="/ai/chat",
+    handler=chat,
+    who=Who.USER,
+    tag="assist",
+    body=ChatBody,
+    response=Replied,
+    other_media=(NDJSON,),
+    rate="ai",
+)
 
 ROUTES: list[Route] = [
     Route(
@@ -134,16 +164,5 @@ ROUTES: list[Route] = [
         response=Classification,
         rate="ai",
     ),
-    Route(
-        id="R63",
-        method="POST",
-        path="/ai/chat",
-        handler=chat,
-        who=Who.USER,
-        tag="assist",
-        body=ChatBody,
-        response=Replied,
-        other_media=(NDJSON,),
-        rate="ai",
-    ),
+    CHAT,
 ]

@@ -7,6 +7,8 @@ import orjson
 import itdesk
 from itdesk.actors.client import Goodbye
 from itdesk.actors.frames import PROTOCOL
+from itdesk.api.chats import AT_ONCE
+from itdesk.api.openapi import ERROR
 from itdesk.api.route import Call, Reply, Route, Who
 from itdesk.api.websocket import ERRORS, LARGEST_FRAME, MESSAGES
 
@@ -82,6 +84,8 @@ _PERSON: Json = {
         "state": {"enum": ["viewing", "typing"]},
     },
 }
+_CHAT_ID: Json = {"type": "string", "description": "The id that you gave the chat."}
+_SECONDS: Json = {"type": "integer", "description": "Try again after so many seconds."}
 
 # What the server sends, by the name of the message: a sentence and its shape.
 SENT: dict[str, tuple[str, Json]] = {
@@ -103,6 +107,19 @@ SENT: dict[str, tuple[str, Json]] = {
         _object("authenticated", expires_at={"type": "string", "format": "date-time"}),
     ),
     "pong": ("The answer to a ping.", _object("pong")),
+    "chat.delta": (
+        "What is new of a reply while it is written: a preview, whose place the answer takes.",
+        _object("chat.delta", id=_CHAT_ID, text={"type": "string"}),
+    ),
+    "chat.done": (
+        "The end of a chat: what POST /api/v1/ai/chat answers.",
+        _object("chat.done", id=_CHAT_ID, answer={"$ref": f"{_OPENAPI}Replied"}),
+    ),
+    "chat.failed": (
+        "The end of a chat without an answer: the error that POST /api/v1/ai/chat gives, or"
+        f" E_CHAT_CANCELLED, or E_CHAT_BUSY when {AT_ONCE} are running on this websocket.",
+        _object("chat.failed", id=_CHAT_ID, **ERROR["properties"], retry_after=_or_null(_SECONDS)),
+    ),
     "error": (
         "A message was not accepted.",
         _object("error", error={"enum": list(ERRORS)}, message={"enum": list(ERRORS.values())}),
@@ -178,7 +195,8 @@ def _description() -> str:
         "Sign in by the first message, by the subprotocols"
         f' ["{PROTOCOL}", "bearer.<token>"], or by the cookie from a page of this desk.'
         " Subscribe; a welcome says where the stream begins. After a broken connection, subscribe"
-        " since the last seq that you have.\n\n"
+        " since the last seq that you have. A chat goes on beside the events: its frames carry its"
+        " id and no seq, and it ends with one chat.done or chat.failed.\n\n"
         f"Frames are JSON text of at most {LARGEST_FRAME} bytes. The server closes with:\n\n{codes}"
     )
 

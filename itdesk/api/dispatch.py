@@ -118,7 +118,7 @@ class Dispatcher:
         """Answer what never became a request, or what even the dispatcher failed on."""
         peer = Peer(self._origins.address(request), "")
         exchange = request.get(EXCHANGE) or Exchange(new_request_id(), None, peer)
-        failure: DeskError = _CRASHED if status >= 500 else _UNREADABLE
+        failure: DeskError = CRASHED if status >= 500 else _UNREADABLE
         if exc is not None:
             _log.error("answering failed", request_id=exchange.request_id, exc_info=exc)
         response = render.failure(failure, exchange.request_id)
@@ -157,7 +157,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             if deadline is None or not deadline.expired or deadline.task.cancelling():
                 raise
-            failure: DeskError = Unavailable("This took too long.", code="E_TIMEOUT")
+            failure: DeskError = TOO_LONG
             _log.warning("request took too long", route=exchange.template)
         except DeskError as exc:
             if exc.status >= 500 and not isinstance(exc, Unavailable):
@@ -172,7 +172,7 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 - the last fence before the client
             if isinstance(exc, ConnectionError) and request.transport is None:
                 return web.Response(status=499)
-            failure = _CRASHED
+            failure = CRASHED
             _log.exception("request crashed", route=exchange.template)
         return self._fail(request, exchange, failure)
 
@@ -272,9 +272,6 @@ class Dispatcher:
             # Who tries tokens is nobody in particular, and counts as such.
             await self._limits.admit(route.rate, address_class(exchange.peer.address))
             raise
-        assert known.user_id is not None
-        if not self._limits.admits(route.rate, known.user_id):
-            await self._limits.admit(route.rate, known.user_id)
         exchange.caller = caller = Caller(
             known.user_id,
             known.name,
@@ -287,11 +284,19 @@ class Dispatcher:
             known.grant,
             known.must_enrol,
         )
-        check_proof(route, caller)
         if caller.grant is not None and caller.session_id is not None:
             self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)
-        caller.require(least)
+        await self.admit(route, caller)
         return caller
+
+    async def admit(self, route: Route, caller: Caller) -> None:
+        """Count a call of somebody who is signed in; raise unless they may call this route now."""
+        assert caller.user_id is not None
+        assert route.who.role is not None
+        if not self._limits.admits(route.rate, caller.user_id):
+            await self._limits.admit(route.rate, caller.user_id)
+        check_proof(route, caller)
+        caller.require(route.who.role)
 
     def _token(self, request: web.BaseRequest, peer: Peer) -> str:
         """Return the access token: the bearer token if there is one, else the cookie's."""
@@ -359,7 +364,8 @@ async def _continue(request: web.BaseRequest) -> None:
         request.writer.output_size = 0
 
 
-_CRASHED = DeskError("Something went wrong on our side. Quote the request id when asking for help.")
+TOO_LONG = Unavailable("This took too long.", code="E_TIMEOUT")
+CRASHED = DeskError("Something went wrong on our side. Quote the request id when asking for help.")
 _UNREADABLE = BadRequest("The request line, a header or the framing of the body cannot be read.")
 
 
@@ -393,4 +399,4 @@ def _from_aiohttp(exc: web.HTTPException) -> DeskError:
         return error("The request cannot be served as it is.")
     if exc.status < 500:
         return BadRequest("The request cannot be served as it is.")
-    return _CRASHED
+    return CRASHED

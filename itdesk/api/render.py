@@ -50,11 +50,16 @@ def failure(error: DeskError, request_id: str) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.details.get("allow", ()))
-    body = {
+    body = encode(problem(error, request_id))
+    return web.Response(body=body, status=error.status, headers=headers)
+
+
+def problem(error: DeskError, request_id: str) -> dict[str, Any]:
+    """Return what a client is told of an error."""
+    return {
         "error": error.code,
         "message": error.message,
         "error_code": error.kind,
         "details": error.details,
         "request_id": request_id,
     }
-    return web.Response(body=encode(body), status=error.status, headers=headers)

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from itdesk.actors.client import Client, Goodbye
 from itdesk.actors.frames import PROTOCOL, frame, text
 from itdesk.api import payload
+from itdesk.api.chats import Cancel, Chat, Chats, chatting
 from itdesk.api.cookies import Cookies
 from itdesk.api.exchange import EXCHANGE
 from itdesk.api.origin import offered_token
@@ -95,6 +96,7 @@ class Ping(Body):
 
 MESSAGES: dict[str, type[Body]] = {
     "auth": Auth, "subscribe": Subscribe, "presence": Say, "ping": Ping,
+    "chat": Chat, "chat.cancel": Cancel,
 }  # fmt: skip
 
 ERRORS = {
@@ -102,6 +104,7 @@ ERRORS = {
     "E_UNKNOWN_TYPE": "There is no such type of message.",
     "E_VALIDATION_ERROR": "The message does not have the fields that its type asks for.",
     "E_TICKET_NOT_FOUND": "There is no such ticket.",
+    "E_CHAT_RUNNING": "A chat with this id is running: give each its own.",
     "E_RATE_LIMITED": "Too many messages: this one was ignored.",
 }
 _ERROR_FRAMES = {
@@ -178,10 +181,13 @@ class Conversation:
     async def _stay(self, client: Client) -> Goodbye | None:
         """Listen to an authenticated client until it, or the hub, has enough."""
         try:
-            async with asyncio.timeout(None) as cut:
+            async with (
+                asyncio.timeout(None) as cut,
+                chatting(self._call, self._hub, client) as chats,
+            ):
                 client.on_goodbye = lambda: cut.reschedule(0)
                 try:
-                    await self._listen(client)
+                    await self._listen(client, chats)
                 finally:
                     client.on_goodbye = _do_nothing
         except TimeoutError:
@@ -269,7 +275,7 @@ class Conversation:
             await self._subscribe(client, Subscribe(type="subscribe"))
             return await self._receive()
 
-    async def _listen(self, client: Client) -> None:
+    async def _listen(self, client: Client, chats: Chats) -> None:
         for number in count(1):
             message = await self._next(client)
             if not number % YIELD_AFTER:
@@ -278,7 +284,7 @@ class Conversation:
             if not self._hub.allows(client):
                 self._ignore(client)
             elif message.type is WSMsgType.TEXT:
-                await self._answer(client, message.data)
+                await self._answer(client, chats, message.data)
             elif message.type is WSMsgType.PING:
                 client.outbox.put(frame(0xA, message.data))
             elif message.type is WSMsgType.BINARY:
@@ -293,7 +299,7 @@ class Conversation:
             self._complained_at = now
             _complain(client, "E_RATE_LIMITED")
 
-    async def _answer(self, client: Client, said: str) -> None:
+    async def _answer(self, client: Client, chats: Chats, said: str) -> None:
         raw = said.encode()
         try:
             value = payload.loads(raw)
@@ -309,10 +315,15 @@ class Conversation:
             message = payload.parse(model, raw)
         except (BadRequest, Invalid):
             return _complain(client, "E_VALIDATION_ERROR")
-        await self._do(client, message)
+        await self._do(client, chats, message)
 
-    async def _do(self, client: Client, message: Body) -> None:
-        if isinstance(message, Subscribe):
+    async def _do(self, client: Client, chats: Chats, message: Body) -> None:
+        if isinstance(message, Chat):
+            if not chats.begin(message):
+                _complain(client, "E_CHAT_RUNNING")
+        elif isinstance(message, Cancel):
+            chats.cancel(message.id)
+        elif isinstance(message, Subscribe):
             await self._subscribe(client, message)
         elif isinstance(message, Say):
             await self._say(client, message)

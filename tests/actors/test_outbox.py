@@ -100,3 +100,15 @@ async def test_room_waits_until_nothing_waits(socket: Socket) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(outbox.room())
         group.create_task(asyncio.to_thread(int)).add_done_callback(lambda _: outbox.stop())
+
+
+async def test_room_is_there_for_all_who_wait_for_it(socket: Socket) -> None:
+    """A replay and the chats of one client; whoever comes later takes nobody's place."""
+    outbox = Outbox(socket, Bounds(), socket.overflow)
+    socket.writing_paused = True
+    outbox.put(b"a")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(outbox.room()) for _ in range(3)]
+        await asyncio.wait(waiting, timeout=0.01)
+        socket.writing_paused = False
+        outbox.resume()

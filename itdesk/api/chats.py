@@ -1,0 +1,140 @@
+"""The chats on one websocket: each is answered as POST /ai/chat answers, while events go on.
+
+Hides that every chat is a task of its own: each ends with exactly one frame, and none outlives its
+websocket.
+"""
+
+from asyncio import Task, TaskGroup
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from itdesk.actors.client import Client
+from itdesk.actors.frames import frame, text
+from itdesk.api import render
+from itdesk.api.assist import CHAT, Dialogue, previewed
+from itdesk.api.dispatch import CRASHED, TOO_LONG
+from itdesk.api.exchange import EXCHANGE
+from itdesk.api.route import Body, Call
+from itdesk.desk.chat import Replied
+from itdesk.errors import Conflict, DeskError
+from itdesk.runtime.log import get_logger
+
+if TYPE_CHECKING:
+    from itdesk.actors.hub import Hub
+
+AT_ONCE = 2
+
+ChatId = Annotated[
+    str, Field(min_length=1, max_length=64, description="Your name for a chat while it runs.")
+]
+
+log = get_logger("chats")
+
+
+class Chat(Dialogue):
+    """Ask the assistant: the conversation so far, under an id that its answer will carry."""
+
+    type: Literal["chat"]
+    id: ChatId
+
+
+class Cancel(Body):
+    """Give up a chat; one that is over stays as it ended."""
+
+    type: Literal["chat.cancel"]
+    id: ChatId
+
+
+_BUSY = Conflict(f"{AT_ONCE} chats of this websocket are running already.", code="E_CHAT_BUSY")
+_CANCELLED = Conflict("The chat was given up.", code="E_CHAT_CANCELLED")
+
+
+class Chats:
+    """The chats that run on one websocket; `chatting` lends them."""
+
+    def __init__(self, call: Call, hub: "Hub", client: Client, group: TaskGroup) -> None:
+        self._call = call
+        self._hub = hub
+        self._client = client
+        self._group = group
+        self._request_id = call.request[EXCHANGE].request_id
+        self._running: dict[str, Task[Replied | DeskError]] = {}
+
+    def begin(self, asked: Chat) -> bool:
+        """Begin a chat, whose frames name it; False if one of that name is running."""
+        if asked.id in self._running:
+            return False
+        if len(self._running) == AT_ONCE:
+            self._end(asked.id, _BUSY)
+            return True
+        began = self._call.desk.clock.monotonic()
+        task = self._running[asked.id] = self._group.create_task(self._answered(asked))
+        task.add_done_callback(partial(self._over, asked.id, began))
+        return True
+
+    def cancel(self, id: str) -> None:
+        """Give a chat up, if it is running."""
+        if id in self._running:
+            self._running[id].cancel()
+
+    def cancel_all(self) -> None:
+        """Give up all that are running."""
+        for id in self._running:
+            self.cancel(id)
+
+    async def _answered(self, asked: Chat) -> Replied | DeskError:
+        """Return what a chat ends with."""
+        desk, outbox = self._call.desk, self._client.outbox
+
+        async def show(piece: str) -> None:
+            outbox.put(text({"type": "chat.delta", "id": asked.id, "text": piece}))
+            await outbox.room()
+
+        try:
+            async with desk.clock.deadline(desk.settings.server.request_seconds):
+                caller = self._client.caller
+                await self._call.dispatcher.admit(CHAT, caller)
+                return await previewed(desk.chat, caller, asked, show)
+        except TimeoutError:
+            return TOO_LONG
+        except DeskError as exc:
+            return exc
+        except Exception:  # noqa: BLE001 - the other chats, and the stream, go on
+            log.exception("chat crashed")
+            return CRASHED
+
+    def _over(self, id: str, began: float, task: "Task[Replied | DeskError]") -> None:
+        del self._running[id]
+        # It may have been given up before it came to anything, even to its first step.
+        outcome = _CANCELLED if task.cancelled() else task.result()
+        self._end(id, outcome, self._call.desk.clock.monotonic() - began)
+
+    def _end(self, id: str, outcome: Replied | DeskError, seconds: float = 0.0) -> None:
+        """Send the last frame of a chat, count it and write its line."""
+        if isinstance(outcome, DeskError):
+            how, problem = outcome.code, render.problem(outcome, self._request_id)
+            told = {"type": "chat.failed", "id": id, **problem, "retry_after": outcome.retry_after}
+        else:
+            how, told = "done", {"type": "chat.done", "id": id, "answer": outcome}
+        self._client.outbox.put(frame(0x1, render.encode(told)))
+        self._hub.count_chat(how)
+        log.info("chat ended", user=self._client.user_id, outcome=how, seconds=round(seconds, 6))
+
+
+@asynccontextmanager
+async def chatting(call: Call, hub: "Hub", client: Client) -> AsyncIterator[Chats]:
+    """Lend the chats of a websocket; those that are running at the end of the block are over."""
+    ended: Exception | None = None
+    async with TaskGroup() as group:
+        chats = Chats(call, hub, client, group)
+        try:
+            yield chats
+        except Exception as exc:  # noqa: BLE001 - raised again below: in a group none would know it
+            ended = exc
+        chats.cancel_all()
+    if ended is not None:
+        raise ended
