@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from itdesk.store import matching
+from itdesk.store import matching, words
 from itdesk.store.narrowing import Filter
 from itdesk.store.words import Words
 
@@ -68,19 +68,19 @@ async def snippets(
     if wanted.q is None:
         return {}
     read = Words.read(wanted.q)
-    n = len(read.values) + 1
+    n = len(read.values)
     query = f"""
         SELECT t.id, {_WHOLE.format("t.title")} AS title,
                {_HEADLINE.format("t.description")} AS description,
                ARRAY(SELECT {_HEADLINE.format("c.body")} FROM (
                    SELECT body, created_at, id FROM ticket_comments
-                   WHERE ticket_id = t.id AND (${n + 1} OR NOT internal)
+                   WHERE ticket_id = t.id AND (${n + 2} OR NOT internal)
                    ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
                ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
         FROM tickets t CROSS JOIN (
             -- Every value has to be named somewhere.
-            SELECT {read.query} AS q WHERE ${n - 1}::text IS NOT NULL) AS asked
-        WHERE t.id = ANY (${n}::uuid[])
+            SELECT {words.query(read)} AS q WHERE ${n}::text IS NOT NULL) AS asked
+        WHERE t.id = ANY (${n + 1}::uuid[])
     """  # noqa: S608 - literals of the store
     rows = await conn.fetch(query, *read.values, ids, scope is None)
     return {row["id"]: _of_ticket(row) for row in rows}

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from itdesk.store import matching, narrowing, tickets
+from itdesk.store import matching, narrowing, rows, tickets
 from itdesk.store.matching import TIMES, count
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
@@ -18,32 +18,15 @@ __all__ = ["COLUMNS", "Filter", "TicketRow", "count", "list_page", "named"]
 
 TicketRow = Mapping[str, Any]
 
-# What a ticket may be named by, and the type of it.
-COLUMNS: Mapping[str, str] = {"id": "uuid", "key": "text", "number": "bigint"}
-
-_TIME = (
-    """replace(to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z')"""
-)
-
-# The fields of `model.Ticket`, in its order.
-_ROW = f"""
-    t.id::text AS id, t.number, t.key, t.project_id::text AS project_id, p.key AS project, t.title,
-    t.description, t.status, t.priority, t.category, t.department, t.tags,
-    t.reporter_id::text AS reporter_id, t.reporter_name, a.ids[1] AS assignee_id,
-    a.ids AS assignee_ids, t.resolution, t.predicted_priority, t.predicted_category,
-    CASE WHEN t.external_source IS NOT NULL THEN jsonb_build_object(
-        'source', t.external_source, 'id', t.external_id, 'assignee', t.external_assignee,
-        'updated_at', {_TIME.format("t.external_updated_at")},
-        'last_synced_at', {_TIME.format("t.last_synced_at")}) END AS external,
-    t.first_action_at, t.closed_at, t.version, t.created_at, t.updated_at
-"""  # noqa: S608 - literals of this module
-_BESIDE = """
-    JOIN projects p ON p.id = t.project_id CROSS JOIN LATERAL (
-        SELECT ARRAY(SELECT user_id::text FROM ticket_assignees
-                     WHERE ticket_id = t.id ORDER BY position) AS ids
-        -- Keeps it from being looked up once for each column that uses it.
-        OFFSET 0) AS a
-"""
+# How many there are shall not seem to matter, or it is planned anew each time.
+_NAMES = """unnest((SELECT $1::{1}[]), (SELECT $2::uuid[]))
+    WITH ORDINALITY AS w (name, scope, n) ON t.{0} = w.name"""
+# What a ticket may be named by, and where these names are looked up.
+COLUMNS: Mapping[str, str] = {
+    "id": _NAMES.format("id", "uuid"),
+    "key": _NAMES.format("key", "text"),
+    "number": _NAMES.format("number", "bigint"),
+}
 
 
 async def list_page(
@@ -62,19 +45,9 @@ async def list_page(
     if wanted.q is None and wanted.whose(scope) is None:
         return await _plain_page(conn, wanted, sort=sort, window=window)
     page = await matching.find(
-        conn, wanted, scope=scope, sort=sort, window=window, matches=matches, dress=_dressed
+        conn, wanted, scope=scope, sort=sort, window=window, matches=matches, show="rows"
     )
     return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
-
-
-def _dressed(found: str) -> str:
-    """Return the statement that shows the tickets which another one finds, in their order."""
-    return f"""
-        WITH page AS MATERIALIZED (
-            SELECT found.*, row_number() OVER () AS place FROM ({found}) AS found
-        ) SELECT {_ROW}, page.value FROM page JOIN tickets t ON t.id = page.id {_BESIDE}
-        ORDER BY page.place
-    """  # noqa: S608 - literals of the store
 
 
 async def named(
@@ -82,11 +55,8 @@ async def named(
 ) -> Mapping[tuple[Any, UUID | None], TicketRow]:
     """Return the tickets named by a column's values, each as far as its scope may see it."""
     query = f"""
-        SELECT w.n, {_ROW} FROM tickets t {_BESIDE}
-        JOIN unnest(
-            -- How many there are shall not seem to matter, or it is planned anew each time.
-            (SELECT $1::{COLUMNS[column]}[]), (SELECT $2::uuid[])
-        ) WITH ORDINALITY AS w (name, scope, n) ON t.{column} = w.name
+        SELECT w.n, {rows.ROW} FROM tickets t {rows.BESIDE}
+        JOIN {COLUMNS[column]}
         WHERE w.scope IS NULL OR {tickets.OWN.format(n="w.scope")}
     """  # noqa: S608 - column, its type and the condition are literals of the store
     found = await conn.fetch(query, *map(list, zip(*wanted, strict=True)))
@@ -105,7 +75,7 @@ async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -
         value, last = decode_cursor(window.cursor, sort, (kind, UUID))
         where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
     query = f"""
-        SELECT {_ROW}, {column} AS sort_value FROM tickets t {_BESIDE}
+        SELECT {rows.ROW}, {column} AS sort_value FROM tickets t {rows.BESIDE}
         WHERE {where}
         ORDER BY {column} {direction}, t.id {direction} LIMIT {window.limit + 1:d}
         OFFSET {window.offset:d}

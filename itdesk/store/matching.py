@@ -6,16 +6,17 @@ fills a page at once, and then by the index or by walking on. The ways are fixed
 so that PostgreSQL needs not plan them anew for each search.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from itdesk.store import narrowing
+from itdesk.store import narrowing, rows, words
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
+from itdesk.store.rows import Show
 from itdesk.store.words import Words
 
 # The sort keys of the API, and the columns that they order by.
@@ -42,14 +43,6 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
-Dress = Callable[[str], str]
-
-
-def bare(found: str) -> str:
-    """Return the statement that finds `id` and `value`, what tickets are sorted by, as it is."""
-    return found
-
-
 async def find(
     conn: Any,
     wanted: Filter,
@@ -58,14 +51,14 @@ async def find(
     sort: str = "-created_at",
     window: Window,
     matches: int | None = None,
-    dress: Dress = bare,
+    show: Show = "ids",
 ) -> Page[Any]:
     """Return one page of the tickets in scope, by keyset when a cursor is given.
 
-    Its rows are those of the statement that `dress` makes of the one that finds them.
+    What is shown of them are their ids and sort values, or their rows as well.
     """
     if sort == RELEVANCE:
-        return await _ranked(conn, wanted, scope, window, matches, dress)
+        return await _ranked(conn, wanted, scope, window, matches, show)
     last = None
     name = sort.removeprefix("-")
     if window.cursor is not None:
@@ -73,7 +66,7 @@ async def find(
         last = decode_cursor(window.cursor, sort, (kind, UUID))
     found = await newest(
         conn, wanted, scope=scope, sort=sort, last=last, count=window.limit + 1,
-        offset=window.offset, matches=matches, dress=dress,
+        offset=window.offset, matches=matches, show=show,
     )  # fmt: skip
     return Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
 
@@ -88,7 +81,7 @@ async def newest(
     last: Sequence[Any] | None = None,
     offset: int = 0,
     matches: int | None = None,
-    dress: Dress = bare,
+    show: Show = "ids",
 ) -> Sequence[Any]:
     """Return the first tickets in an order, after `last` (a sort value and an id) if given.
 
@@ -106,7 +99,7 @@ async def newest(
     found: Sequence[Any] = ()
     for way in ways:
         query, values = _statement(way, wanted, scope, sort, last, count, offset)
-        found = await conn.fetch(dress(query), *values)
+        found = await conn.fetch(rows.SHOWN[show].format(query), *values)
         if len(found) == count:
             break
     return found
@@ -129,7 +122,7 @@ async def estimate(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
     where = narrowing.conditions(wanted, *read.values)
     query = f"""
         EXPLAIN (FORMAT json) SELECT FROM tickets t
-        WHERE {where} AND {read.indexed(internal=scope is None)}
+        WHERE {where} AND {words.indexed(read, internal=scope is None)}
     """  # noqa: S608 - conditions are literals, values are parameters
     plan = orjson.loads(await conn.fetchval(query, *where.values))
     return int(plan[0]["Plan"]["Plan Rows"])
@@ -151,7 +144,7 @@ async def _ranked(
     scope: UUID | None,
     window: Window,
     matches: int | None,
-    dress: Dress,
+    show: Show,
 ) -> Page[Any]:
     """Return one page of the newest matches, the best first; its cursor counts them."""
     skip = window.offset
@@ -162,12 +155,14 @@ async def _ranked(
     newest_ones = await newest(conn, wanted, scope=scope, count=MOST_RANKED, matches=matches)
     read = Words.read(wanted.q or "")
     query = f"""
-        SELECT t.id, {read.rank(internal=scope is None)} AS value
+        SELECT t.id, {words.rank(read, internal=scope is None)} AS value
         FROM tickets t WHERE t.id = ANY (${len(read.values) + 1}::uuid[])
         ORDER BY value DESC, t.created_at DESC, t.id DESC
         LIMIT {window.limit + 1:d} OFFSET {skip:d}
     """  # noqa: S608 - literals of the store
-    found = await conn.fetch(dress(query), *read.values, [row["id"] for row in newest_ones])
+    found = await conn.fetch(
+        rows.SHOWN[show].format(query), *read.values, [row["id"] for row in newest_ones]
+    )
     return Page.cut(found, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
 
 
@@ -193,8 +188,8 @@ def _statement(
         where.values.extend(last)
         at = len(where.values)
         after = f"({column}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
-    match = read.indexed(internal=scope is None) if read else "true"
-    walked = read.walked(internal=scope is None) if read else "true"
+    match = words.indexed(read, internal=scope is None) if read else "true"
+    walked = words.walked(read, internal=scope is None) if read else "true"
     order = f"ORDER BY value {direction}, id {direction}"
     page = f"LIMIT {count:d} OFFSET {offset:d}"
     if way in ("near", "far"):
@@ -245,7 +240,7 @@ async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
     read = None if wanted.q is None else Words.read(wanted.q)
     where = narrowing.conditions(wanted, *(read.values if read else ()))
     if read is not None:
-        where.add(read.indexed(internal=scope is None))
+        where.add(words.indexed(read, internal=scope is None))
     whose = wanted.whose(scope)
     if whose is not None:
         where.add(narrowing.OWN, whose)

@@ -38,47 +38,52 @@ class Words:
         """Return the texts that the conditions name as $1, $2 ..."""
         return tuple(text for text in (self.whole, self.last, self.key) if text) or ("",)
 
-    @property
-    def query(self) -> str:
-        """Return the words as PostgreSQL's text search reads them, as SQL."""
-        parts = []
-        if self.whole or not self.last:
-            parts.append("websearch_to_tsquery('english', $1::text)")
-        if self.last:
-            n = f"${2 if self.whole else 1}::text"
-            parts.append(f"(websearch_to_tsquery('english', {n})"
-                         f" || to_tsquery('english', {n} || ':*'))")  # fmt: skip
-        return f"({' && '.join(parts)})"
 
-    def indexed(self, *, internal: bool) -> str:
-        """Return the condition that an index finds; `internal` ones search both vectors as one."""
-        return f"({vector(internal=internal)} @@ {self.query}{self._or_key()})"
-
-    def walked(self, *, internal: bool) -> str:
-        """Return the same, looked for row by row: no index fits, most rows have but one vector."""
-        if not internal:
-            return f"((t.search @@ {self.query}) IS TRUE{self._or_key()})"
-        return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {self.query}
-            ELSE (t.search || t.search_internal) @@ {self.query} END{self._or_key()})"""
-
-    def rank(self, *, internal: bool) -> str:
-        """Return how well a ticket fits; the one whose key was typed fits best."""
-        rank = f"ts_rank({vector(internal=internal)}, {self.query})"
-        if not self.key:
-            return rank
-        return f"{rank} + ({self._key_begins})::int + (t.key = ${len(self.values)})::int"
-
-    @property
-    def _key_begins(self) -> str:
-        # LIKE finds no index for a value that is not known when the statement is planned. Byte by
-        # byte, no character of a key comes after a tilde.
-        n = f"${len(self.values)}::text"
-        return f"t.key ~>=~ {n} AND t.key ~<~ ({n} || '~')"
-
-    def _or_key(self) -> str:
-        return f" OR {self._key_begins}" if self.key else ""
+def query(read: Words) -> str:
+    """Return the words as PostgreSQL's text search reads them, as SQL."""
+    parts = []
+    if read.whole or not read.last:
+        parts.append("websearch_to_tsquery('english', $1::text)")
+    if read.last:
+        n = f"${2 if read.whole else 1}::text"
+        parts.append(
+            f"(websearch_to_tsquery('english', {n}) || to_tsquery('english', {n} || ':*'))"
+        )
+    return f"({' && '.join(parts)})"
 
 
 def vector(*, internal: bool) -> str:
     """Return what is searched: whoever reads internal comments searches them too."""
     return "(t.search || t.search_internal)" if internal else "t.search"
+
+
+def indexed(read: Words, *, internal: bool) -> str:
+    """Return the condition that an index finds."""
+    return f"({vector(internal=internal)} @@ {query(read)}{_or_key(read)})"
+
+
+def walked(read: Words, *, internal: bool) -> str:
+    """Return the same, looked for row by row: no index fits, and most rows have but one vector."""
+    if not internal:
+        return f"((t.search @@ {query(read)}) IS TRUE{_or_key(read)})"
+    return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {query(read)}
+        ELSE (t.search || t.search_internal) @@ {query(read)} END{_or_key(read)})"""
+
+
+def rank(read: Words, *, internal: bool) -> str:
+    """Return how well a ticket fits; the one whose key was typed fits best."""
+    fits = f"ts_rank({vector(internal=internal)}, {query(read)})"
+    if not read.key:
+        return fits
+    return f"{fits} + ({_key_begins(read)})::int + (t.key = ${len(read.values)})::int"
+
+
+def _or_key(read: Words) -> str:
+    return f" OR {_key_begins(read)}" if read.key else ""
+
+
+def _key_begins(read: Words) -> str:
+    # LIKE finds no index for a value that is not known when the statement is planned. Byte by
+    # byte, no character of a key comes after a tilde.
+    n = f"${len(read.values)}::text"
+    return f"t.key ~>=~ {n} AND t.key ~<~ ({n} || '~')"
