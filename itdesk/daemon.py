@@ -217,7 +217,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
         for event in events:
             reactor.tell(event)
             if event.type == "attachment.added":
-                scanner.tell(event)
+                scanner.wake()
 
     desk.db.listeners.append(publish)
     desk.db.job_listeners.append(worker.wake)

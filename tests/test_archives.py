@@ -90,7 +90,11 @@ def test_member_is_gone_after_the_walk_and_no_file_is_left(
     assert os.listdir(tmp_path) == ["upload"]
 
 
-def test_only_one_member_a_level_is_kept(put: Put) -> None:
+def test_only_one_member_a_level_is_kept(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "members").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "members"))
     kept: list[int] = []
     path = put(samples.tarball(("a.zip", samples.crowd(50)), ("b.zip", samples.crowd(50))))
     assert walk(path, on_member=lambda member: kept.append(len(os.listdir(member.parent)))) is None
@@ -111,7 +115,7 @@ def test_full_disk_is_not_taken_for_a_broken_archive(put: Put) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); walk(Path(sys.argv[1]))"
     )
-    path = put(samples.archive(("a", bytes(5000))))
+    path = put(samples.archive(("a", bytes(2 << 20))))
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert done.returncode == 1 and "OSError: [Errno 27]" in done.stderr
 

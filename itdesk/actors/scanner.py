@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from itdesk.config import Scanner as ScannerSettings
 from itdesk.desk.scans import Scans
@@ -20,29 +21,30 @@ class Scanner(Actor):
         self.handle_timeout = 60 + 3.0 * settings.timeout_seconds + max_file_size / (1 << 20)
         self._scans = scans
         self._settings = settings
-        self._left = 0
+        self._finished = 0
         self.results: Counter[str] = Counter()
+        self.on_result: Callable[[], object] = lambda: None
+
+    def wake(self) -> None:
+        """Say that a file may wait; once is enough for any number of them."""
+        if not len(self.mailbox):
+            self.tell("look")
 
     async def handle(self, message: object) -> None:
-        """Scan up to a batch of files, several at once, and come back for the rest."""
+        """Scan, several files at once, until none waits."""
         await self._scans.count_backlog()
         if not await self._scans.trusted():
             return
-        self._left = self._settings.batch
         async with asyncio.TaskGroup() as group:
             for _ in range(self._settings.concurrency):
                 group.create_task(self._work())
-        if self._left <= 0:
-            self.tell(message)
         await self._scans.count_backlog()
 
     async def _work(self) -> None:
-        """Scan one file after the other until none waits, the batch is done, or we stop."""
-        while self._left > 0 and not self.mailbox.closed:
-            self._left -= 1
+        """Scan one file after the other until none waits, an engine is out, or we stop."""
+        while not self.mailbox.closed and not self._scans.problems:
             claims = await self._scans.claim(1)
             if not claims:
-                self._left += 1
                 return
             try:
                 outcome = await self._scans.scan(claims[0])
@@ -53,3 +55,7 @@ class Scanner(Actor):
             if outcome.status is not None or outcome.reason is not None:
                 self.results[outcome.status or "waits"] += 1
             self.progress()
+            self.on_result()
+            self._finished += 1
+            if self._finished % self._settings.batch == 0:
+                await self._scans.count_backlog()

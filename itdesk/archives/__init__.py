@@ -2,7 +2,8 @@
 
 `walk` answers whether everything in a file was reached: what is encrypted, too much, too deep or
 broken is a finding, because a scanner may have skipped it in silence. It blocks; run it in a
-thread or a worker process. It holds a few MiB (an xz up to 32) and one spooled member a level.
+thread or a worker process. It holds a few MiB (an xz up to 32) and one member a level, a large one
+in a file.
 
 Walked: zip (so OOXML, ODF, jar; also behind a foreign head), tar, gzip, bzip2, xz, lzma.
 Not walked: what `OPAQUE` lists, mails, and PDF streams. clamd unpacks most of those.
@@ -12,10 +13,9 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from itdesk.archives.formats import (
     METHODS,
@@ -38,6 +38,7 @@ from itdesk.model import ScanReason
 
 __all__ = ["OPAQUE", "Finding", "Limits", "walk"]
 
+_IN_MEMORY: Final = 1 << 20
 _RATIO_FROM: Final = 8 << 20
 _NOTE_LIMIT: Final = 1 << 20
 _TAR_NOTES: Final = (b"x", b"X", b"g", b"L", b"K", b"N")
@@ -72,12 +73,12 @@ def walk(
     `on_member` gets each inflated member, nested archives too, as a file that is gone when it
     returns; what it raises ends the walk and reaches the caller.
     """
-    with ExitStack() as stack:
-        walker = _Walker(limits or Limits(), time.monotonic() + seconds, on_member, stack)
+    walker = _Walker(limits or Limits(), time.monotonic() + seconds, on_member)
+    with path.open("rb") as file:
         try:
-            if path.stat().st_size == 0:
+            if file.seek(0, 2) == 0:
                 raise Stop(ScanReason.UNREADABLE, "the file is empty")
-            walker.look_into(path, depth=1)
+            walker.look_into(file, depth=1)
         except Stop as stop:
             return stop.finding
     return None
@@ -85,45 +86,39 @@ def walk(
 
 class _Walker:
     def __init__(
-        self,
-        limits: Limits,
-        end: float,
-        on_member: Callable[[Path], None] | None,
-        stack: ExitStack,
+        self, limits: Limits, end: float, on_member: Callable[[Path], None] | None
     ) -> None:
         self._limits = limits
         self._end = end
         self._on_member = on_member
-        self._stack = stack
-        self._folder: Path | None = None
         self._members = 0
         self._total = 0
 
-    def look_into(self, path: Path, *, depth: int, packed_by: str = "") -> None:
+    def look_into(self, file: BinaryIO, *, depth: int, packed_by: str = "") -> None:
         """Walk one file if it is an archive; `packed_by` is the compressor around it."""
-        with path.open("rb") as file:
-            kind = recognise(file)
-            if kind in OPAQUE and not self._limits.opaque:
-                raise Stop(ScanReason.UNREADABLE, f"a {kind} archive cannot be looked into")
-            if kind == "ole" and contains(file, SEALED_OOXML):
-                raise Stop(ScanReason.ENCRYPTED, "an office document is encrypted")
-            if kind not in ("zip", "tar", *STREAMS):
-                return
-            if kind == "tar" and packed_by:
-                depth -= 1
-            if depth > self._limits.depth:
-                limit = self._limits.depth
-                raise Stop(ScanReason.LIMITS, f"archives are nested deeper than {limit}")
-            size = file.seek(0, 2)
-            file.seek(0)
-            if kind == "zip":
-                self._zip(file, size, depth)
-            elif kind == "tar":
-                self._tar(file, depth)
-            else:
-                window = Window(file, size)
-                pieces = inflate(window, STREAMS[kind], many=True)
-                self._member(pieces, window, depth, packed_by=kind)
+        file.seek(0)
+        kind = recognise(file)
+        if kind in OPAQUE and not self._limits.opaque:
+            raise Stop(ScanReason.UNREADABLE, f"a {kind} archive cannot be looked into")
+        if kind == "ole" and contains(file, SEALED_OOXML):
+            raise Stop(ScanReason.ENCRYPTED, "an office document is encrypted")
+        if kind not in ("zip", "tar", *STREAMS):
+            return
+        if kind == "tar" and packed_by:
+            depth -= 1
+        if depth > self._limits.depth:
+            limit = self._limits.depth
+            raise Stop(ScanReason.LIMITS, f"archives are nested deeper than {limit}")
+        size = file.seek(0, 2)
+        file.seek(0)
+        if kind == "zip":
+            self._zip(file, size, depth)
+        elif kind == "tar":
+            self._tar(file, depth)
+        else:
+            window = Window(file, size)
+            pieces = inflate(window, STREAMS[kind], many=True)
+            self._member(pieces, window, depth, packed_by=kind)
 
     def _zip(self, file: BinaryIO, size: int, depth: int) -> None:
         directory = find_directory(file, size)
@@ -173,41 +168,40 @@ class _Walker:
         entry: "ZipEntry | None" = None,
         packed_by: str = "",
     ) -> None:
-        """Inflate one member into a file within all limits, show it, walk it, remove it."""
+        """Inflate one member within all limits, show it, walk it, forget it."""
         self._members += 1
         if self._members > self._limits.members:
             raise Stop(ScanReason.LIMITS, f"more than {self._limits.members} members")
         self._check_time()
-        if self._folder is None:
-            # Most files are no archives: they need no place for members.
-            made = tempfile.TemporaryDirectory(prefix="itdesk-walk-")
-            self._folder = Path(self._stack.enter_context(made))
-        path = self._folder / f"{self._members}"
-        try:
-            crc = self._spool(pieces, window, path)
+        with self._room() as member:
+            crc = self._spool(pieces, window, member)
             if entry is not None:
-                entry.check(path, crc)
+                entry.check(member, crc)
             if self._on_member is not None:
-                self._on_member(path)
-            self.look_into(path, depth=depth + 1, packed_by=packed_by)
-        finally:
-            path.unlink(missing_ok=True)
+                self._on_member(Path(member.name))
+            self.look_into(member, depth=depth + 1, packed_by=packed_by)
 
-    def _spool(self, pieces: Iterator[bytes], window: Window, path: Path) -> int:
+    def _room(self) -> Any:
+        """Return a place for one member: a file with a name only for those who want to see it."""
+        if self._on_member is not None:
+            return tempfile.NamedTemporaryFile(prefix="itdesk-walk-")
+        return tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+
+    def _spool(self, pieces: Iterator[bytes], window: Window, out: BinaryIO) -> int:
         limits, size, crc = self._limits, 0, 0
-        with path.open("wb") as out:
-            for piece in pieces:
-                size += len(piece)
-                self._total += len(piece)
-                self._check_time()
-                if size > limits.member_bytes:
-                    raise Stop(ScanReason.LIMITS, f"a member of over {limits.member_bytes} bytes")
-                if self._total > limits.total_bytes:
-                    raise Stop(ScanReason.LIMITS, f"over {limits.total_bytes} bytes in all")
-                if size > _RATIO_FROM and size > limits.ratio * max(1, window.taken):
-                    raise Stop(ScanReason.LIMITS, f"a member inflates over {limits.ratio} times")
-                crc = zlib.crc32(piece, crc)
-                out.write(piece)
+        for piece in pieces:
+            size += len(piece)
+            self._total += len(piece)
+            self._check_time()
+            if size > limits.member_bytes:
+                raise Stop(ScanReason.LIMITS, f"a member of over {limits.member_bytes} bytes")
+            if self._total > limits.total_bytes:
+                raise Stop(ScanReason.LIMITS, f"over {limits.total_bytes} bytes in all")
+            if size > _RATIO_FROM and size > limits.ratio * max(1, window.taken):
+                raise Stop(ScanReason.LIMITS, f"a member inflates over {limits.ratio} times")
+            crc = zlib.crc32(piece, crc)
+            out.write(piece)
+        out.flush()
         return crc
 
     def _check_time(self) -> None:

@@ -9,7 +9,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -150,14 +149,12 @@ class ZipEntry:
             raise Stop(ScanReason.UNREADABLE, f"zip method {method} cannot be looked into")
         file.seek(extra, 1)
 
-    def check(self, path: Path, crc: int) -> None:
+    def check(self, file: BinaryIO, crc: int) -> None:
         """Refuse an inflated member that is broken or that holds a sealed ODF document."""
         if crc != self.crc:
             raise Stop(ScanReason.UNREADABLE, "a member of a zip has a wrong checksum")
-        if self.name == b"META-INF/manifest.xml":
-            with path.open("rb") as file:
-                if contains(file, _SEALED_ODF):
-                    raise Stop(ScanReason.ENCRYPTED, "an office document is encrypted")
+        if self.name == b"META-INF/manifest.xml" and contains(file, _SEALED_ODF):
+            raise Stop(ScanReason.ENCRYPTED, "an office document is encrypted")
 
 
 STREAMS: Final[dict[str, Callable[[], _Decompressor]]] = {

@@ -104,9 +104,8 @@ async def _scan_waiting(desk: Desk) -> bool:
     scanner, _ = daemon.scanners(desk)
     scanner.tell(TICK)
     with Bar() as bar:
-        while len(scanner.mailbox):
-            await scanner.step()
-            bar.count("scanned", scanner.results.total())
+        scanner.on_result = lambda: bar.count("scanned", scanner.results.total())
+        await scanner.step()
     waits = scanner.results.pop("waits", 0)
     click.echo(_summary("scanned", scanner.results, waits))
     return waits == 0

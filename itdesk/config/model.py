@@ -161,7 +161,7 @@ class Scanner(Section):
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     upload_grace_seconds: Seconds = 900
     batch: Annotated[int, Field(ge=1, le=1000)] = 20
-    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 6
     rescan_days: Annotated[int, Field(ge=0, le=3650)] = 14
     rescan_seconds: Seconds = 60
     rescan_batch: Annotated[int, Field(ge=1, le=10_000)] = 100

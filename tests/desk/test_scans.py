@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
+from itdesk import daemon
 from itdesk.desk.attachments import quarantine_key
 from itdesk.desk.scans import Outcome
 from itdesk.errors import Conflict, Forbidden
@@ -13,6 +15,7 @@ from itdesk.model import SYSTEM, ScanStatus
 from itdesk.store.attachments import Claim
 from tests.support.clamd import Clamd
 from tests.support.desk import Bench, bench_on
+from tests.support.load import eventually
 from tests.support.samples import eicar, encrypted_zip, inflating_document
 
 TEXT = b"harmless words\n"
@@ -189,7 +192,12 @@ async def test_an_outage_costs_no_attempt_and_drains_by_itself(
 ) -> None:
     """R-10: clamd goes away under a trusted scanner; files wait and are scanned when it is back."""
     with Clamd() as own:
-        env = {**clamd_env, "CLAMAV_PORT": str(own.port), "ITDESK_SCANNER__RETRY_SECONDS": "1"}
+        env = {
+            **clamd_env,
+            "CLAMAV_PORT": str(own.port),
+            "ITDESK_SCANNER__RETRY_SECONDS": "1",
+            "ITDESK_SCANNER__CONCURRENCY": "2",
+        }
         async with bench_on(database_url, **env) as bench:
             alice = await bench.person()
             ticket = await bench.ticket(alice)
@@ -199,6 +207,8 @@ async def test_an_outage_costs_no_attempt_and_drains_by_itself(
             for _ in range(8):
                 await bench.scan()
                 await bench.expire_leases()
+            tried = await bench.sql("SELECT sum(scan_epoch) FROM attachments")
+            assert tried == 2, "an engine that is out is not asked about every file"
             for file in files:
                 assert await _status(bench, file.id) == ("PENDING", "engine_down")
             assert await bench.sql("SELECT max(scan_attempts) FROM attachments") == 0
@@ -206,6 +216,45 @@ async def test_an_outage_costs_no_attempt_and_drains_by_itself(
             await bench.scan()
             for file in files:
                 assert await bench.served(alice, file) == TEXT
+
+
+async def test_no_file_waits_for_the_slowest_of_a_batch(
+    database_url: str, clamd_env: dict[str, str]
+) -> None:
+    """The scanner goes on, and counts what is left, while the verdict of one file is held up."""
+    env = {**clamd_env, "ITDESK_SCANNER__CONCURRENCY": "2", "ITDESK_SCANNER__BATCH": "1"}
+    async with bench_on(database_url, **env) as bench:
+        alice = await bench.person()
+        held_up = await bench.ticket(alice)
+        slow = await bench.upload(alice, held_up, TEXT)
+        others = await bench.ticket(alice)
+        files = [await bench.upload(alice, others, TEXT) for _ in range(5)]
+        assert await bench.desk.scans.trusted()
+
+        async def others_counted() -> bool:
+            return bench.metric("itdesk_scan_backlog") == 1
+
+        lock = await asyncpg.connect(database_url)
+        await lock.execute("BEGIN")
+        await lock.execute("SELECT 1 FROM tickets WHERE id = $1 FOR UPDATE", held_up.id)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bench.scan())
+            try:
+                await eventually(others_counted, seconds=2)
+                for file in files:
+                    assert await bench.served(alice, file) == TEXT
+                assert (await _status(bench, slow.id))[0] == "PENDING"
+            finally:
+                await lock.close()
+        assert await bench.served(alice, slow) == TEXT
+
+
+async def test_many_files_fill_no_mailbox(bench: Bench) -> None:
+    """A scanner that is busy is told once that there is more."""
+    scanner, _ = daemon.scanners(bench.desk)
+    for _ in range(1000):
+        scanner.wake()
+    assert len(scanner.mailbox) == 1 and scanner.mailbox.dropped == 0
 
 
 async def test_all_engines_must_agree(database_url: str, clamd_env: dict[str, str]) -> None:

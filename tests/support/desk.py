@@ -64,8 +64,7 @@ class Bench:
             max_file_size=self.desk.settings.storage.max_file_size,
         )
         scanner.tell(TICK)
-        while len(scanner.mailbox):
-            await scanner.step()
+        await scanner.step()
 
     async def sql(self, statement: str, *values: object) -> object:
         """Run a statement behind the desk's back and return its first value."""
