@@ -65,37 +65,10 @@ from itdesk.hookspecs import Storage
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
-from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.tracing import Tracing
-from itdesk.store.db import Database, Limits
+from itdesk.store.opening import open_database
 
 log = get_logger("assist")
-
-
-@asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[str]:
-    """Lend a command the address of the database, started for it when it is the embedded one."""
-    if settings.database.dsn is not None:
-        yield settings.database.dsn
-        return
-    async with EmbeddedPostgres(settings.state_dir) as server:
-        yield server.url
-
-
-@asynccontextmanager
-async def open_database(settings: Settings, url: str) -> AsyncIterator[Database]:
-    """Lend the database with its pool; nothing is connected until it is needed."""
-    limits = Limits(
-        connections=settings.database.pool_max,
-        connect_seconds=settings.database.connect_seconds,
-        acquire_seconds=settings.database.acquire_seconds,
-        command_seconds=settings.database.command_seconds,
-    )
-    db = Database(url, limits)
-    try:
-        yield db
-    finally:
-        await db.close()
 
 
 @asynccontextmanager

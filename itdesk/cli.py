@@ -1,72 +1,11 @@
 """The command line: parse arguments, call, print; what it prints on stdout is meant to be read."""
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from itdesk import __version__
-from itdesk.commands import (
-    accounts,
-    backups,
-    database,
-    diagnose,
-    jobs,
-    keys,
-    mail,
-    manual,
-    operation,
-    people,
-    samples,
-    scan,
-    storage,
-)
-from itdesk.commands import plugins as plugin_commands
-from itdesk.commands.context import Context, run
-from itdesk.desk.discovery import discover
-from itdesk.desk.plugins import Plugins
-from itdesk.errors import ConfigError
-from itdesk.runtime.metrics import Metrics
-from itdesk.runtime.statedir import default_state_dir
-
-
-class Program(click.Group):
-    """The commands of itdesk, and below a plugin's name those that the plugin brings."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return a command by its name; plugins are only asked for what is not ours."""
-        command = super().get_command(ctx, name)
-        return command or _plugin_group(_context(ctx.params), name)
-
-
-def _context(given: Mapping[str, Any]) -> Context:
-    state_dir = given["state_dir"] or default_state_dir(os.environ)
-    return Context(given["config"], state_dir.absolute())
-
-
-def _plugin_group(context: Context, name: str) -> click.Group | None:
-    settings = context.settings()
-    section = settings.enabled_plugins().get(name)
-    if section is None:
-        if not any(one.own for one in discover(()).get(name, ())):
-            return None
-        # One of ours that is off says so itself, and what to set.
-        section = {}
-
-    async def found() -> list[click.Command]:
-        directories = settings.plugin_host.directories
-        try:
-            plugins = Plugins.load({name: section}, directories=directories, metrics=Metrics())
-        except ConfigError:
-            if section:
-                raise
-            return []
-        return (await plugins.commands()).get(name, [])
-
-    commands = run(found())
-    return click.Group(name, commands, help=f"Commands of the plugin {name}.") if commands else None
+from itdesk.commands.program import Later, Program
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,24 +23,57 @@ def _plugin_group(context: Context, name: str) -> click.Group | None:
 @click.pass_context
 def main(ctx: click.Context, config: Path | None, state_dir: Path | None) -> None:
     """itdesk: an IT service desk in one process."""
-    ctx.obj = _context(ctx.params)
+    from itdesk.commands.context import Context  # imported here: it reads settings, --help none
+
+    ctx.obj = Context.of(ctx.params)
 
 
-for module in (
-    operation,
-    plugin_commands,
-    diagnose,
-    people,
-    scan,
-    database,
-    backups,
-    accounts,
-    keys,
-    jobs,
-    mail,
-    storage,
-    samples,
-    manual,
+for command in (
+    Later("backup", "backups", "Make a backup in a new directory below DIR: `itdesk backup DIR`."),
+    Later("config", "settings", "Look at the settings."),
+    Later("db", "database", "Wait for, migrate and check the database."),
+    Later(
+        "diagnose",
+        "diagnose",
+        "Write FILE (a tar.gz) with all that helps to find a fault: send it to whoever helps you.",
+    ),
+    Later(
+        "doctor",
+        "doctor",
+        "Try each configured part for real, and say what fails and how to mend it.",
+    ),
+    Later(
+        "init",
+        "operation",
+        "Write a configuration file and a signing key, and create the first administrator.",
+    ),
+    Later("jobs", "jobs", "Look after work that waits or was given up."),
+    Later("keys", "keys", "List, replace and retire the keys that sign access tokens."),
+    Later("mail", "mail", "Look after outgoing mail."),
+    Later("manual", "manual", "Print the manual page of all commands, for man."),
+    Later("plugins", "plugins", "Look at plugins, begin a new one."),
+    Later(
+        "restore",
+        "backups",
+        "Restore the backup DIRECTORY into the configured database and storage, both empty.",
+    ),
+    Later(
+        "resume",
+        "backups",
+        "After a restore: let mail, webhooks and other requests to the outside go out again.",
+    ),
+    Later("routes", "routes", "Print the table of routes with who may call what."),
+    Later("scan", "scan", "Scan attachments that wait, beside the daemon or without it."),
+    Later(
+        "seed",
+        "samples",
+        "Add recommendations, and with --demo a whole desk to play with; refused in production.",
+    ),
+    Later("serve", "operation", "Run the service desk until SIGTERM."),
+    Later("stats", "jobs", "Statistics of the day."),
+    Later("storage", "storage", "Look after what is stored."),
+    Later("ticket", "accounts", "Open tickets."),
+    Later("token", "accounts", "Issue access tokens, and API tokens for scripts."),
+    Later("user", "people", "Open and unlock accounts, and help who lost a second factor."),
 ):
-    for command in module.COMMANDS:
-        main.add_command(command)
+    main.add_command(command)

@@ -27,6 +27,7 @@ from itdesk.desk.tickets import NewTicket
 from itdesk.model import SYSTEM, Caller, Event, Role, Ticket, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.store import head, jobs
+from itdesk.store.opening import database_url
 
 START_SECONDS = 60.0
 _ADMIN = Caller(None, "workbench", Role.ADMIN)
@@ -88,7 +89,7 @@ async def workbench(config: str, *, directory: Path | None = None) -> AsyncItera
     state_dir = Path(tempfile.mkdtemp(prefix="itdesk-workbench-"))
     try:
         settings = _settings(state_dir, config, directory)
-        async with assembly.database_url(settings) as url:
+        async with database_url(settings) as url:
             await head.at_head(url, patience=START_SECONDS, migrate=True, clock=Clock())
             async with assembly.open_desk(settings, url) as desk:
                 await desk.projects.ensure_default(

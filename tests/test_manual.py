@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from itdesk.cli import main
 from itdesk.commands import exits, manual
+from itdesk.commands.program import Program
 from itdesk.desk.discovery import discover
 from tests.support.daemon import Daemon
 from tests.support.desk import bench_on
@@ -75,9 +76,16 @@ def _taken(words: list[str]) -> str | None:
     while isinstance(command, click.Group):
         words = [*context._protected_args, *context.args]
         name, rest = words[0], words[1:]
-        command = {**command.commands, **manual.shipped_groups()}[name]
+        known = command.loaded() if isinstance(command, Program) else command.commands
+        command = {**known, **manual.shipped_groups()}[name]
         context = command.make_context(name, rest, parent=context)
     return command.name
+
+
+def test_the_list_of_commands_says_of_each_what_its_own_help_says() -> None:
+    """It is written twice, so that the list need not import them all."""
+    for name, command in main.loaded().items():
+        assert main.commands[name].help == command.get_short_help_str(limit=1000), name
 
 
 def test_help_shows_the_examples() -> None:

@@ -4,6 +4,7 @@
 an answer's field or another route's, must be refused by name and change nothing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -328,9 +329,17 @@ def _target() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def scene(live: Live) -> Scene:
+def scene(live: Live) -> Iterator[Scene]:
     """One of everything, on the daemon of the run."""
-    return wait(_build(live))
+    before = wait(_rules(live))
+    yield wait(_build(live))
+    # A word that was taken may have switched one on: it would change other tests' tickets.
+    for rule in wait(_rules(live)) - before:
+        wait(live.admin.delete(f"/workflows/{rule}")).expect(204)
+
+
+async def _rules(live: Live) -> set[str]:
+    return {rule["id"] for rule in (await live.admin.get("/workflows?limit=200")).expect(200)}
 
 
 def _ids(case: tuple[str, str, Any, Any, Any]) -> str:

@@ -38,7 +38,7 @@ _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _BLANK = r" \u00a0\u1680\u2000-\u200f\u202f\u205f\u2060\u3000\ufeff"
 _SEEN = f"[^{_CONTROL}{_BLANK}]"
 _ANY = f"[^{_CONTROL}]"
-_TRIMMED = "".join(chr(code) for code in range(0x10000) if re.match(f"[{_BLANK}\n]", chr(code)))
+_TRIMMED = "".join(re.findall(f"[{_BLANK}\n]", "".join(map(chr, range(0x10000)))))
 
 _LINE = re.compile(f"^[{_BLANK}]*{_SEEN}{_ANY}*$")
 _TITLE = re.compile(f"^[{_BLANK}]*{_SEEN}{_ANY}+{_SEEN}[{_BLANK}]*$")

@@ -52,10 +52,11 @@ _LEAST_ROLE: Mapping[Who, Role | None] = {
 }
 
 
+# A model is built by the first request that needs it: at the start it is time everybody waits.
 class Body(BaseModel):
     """A JSON body; a field that is not declared is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     def __repr_args__(self) -> list[tuple[str | None, object]]:
         """Show no values: they may be passwords, and a repr ends in logs."""
@@ -65,7 +66,7 @@ class Body(BaseModel):
 class Query(BaseModel):
     """A query string; a parameter that is not declared is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class ListQuery(Query):

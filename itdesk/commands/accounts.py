@@ -12,16 +12,14 @@ from itdesk.api.payload import parse
 from itdesk.api.tickets import TicketBody
 from itdesk.api.tokens import TokenRequest
 from itdesk.api.users import UserOpening
-from itdesk.commands.context import Context, examples, run
+from itdesk.commands.context import OPERATOR, Context, examples, run
 from itdesk.desk import Desk
 from itdesk.desk.accounts import NewUser
 from itdesk.desk.api_tokens import LONGEST_DAYS, NewToken
 from itdesk.errors import NotFound
-from itdesk.model import Caller, Grant, Priority, Role, Source, User
+from itdesk.model import Caller, Grant, Priority, Source, User
 
 M = TypeVar("M", bound=BaseModel)
-
-OPERATOR = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.CLI)
 
 
 @click.group()
@@ -265,4 +263,4 @@ def _checked(model: type[M], **given: Any) -> M:
     return parse(model, orjson.dumps(said))
 
 
-COMMANDS: list[click.Command] = [user, token, ticket]
+COMMANDS: list[click.Command] = [token, ticket]

@@ -20,6 +20,7 @@ from itdesk.desk import restoring
 from itdesk.desk.manifest import Manifest
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.store import pgtools
+from itdesk.store.opening import database_url
 
 _PATH = click.Path(path_type=Path, file_okay=False)
 
@@ -176,7 +177,7 @@ def restore(context: Context, directory: Path, replace_everything: bool) -> None
         with Bar() as bar:
             await on_disk.check(directory, made, bar.tell)
             _restore_keys(settings, directory, made)
-            async with assembly.database_url(settings) as url:
+            async with database_url(settings) as url:
                 replace = replace_everything
                 if not await restoring.unfinished(url, made):
                     await restoring.require_empty(url, replace=replace)

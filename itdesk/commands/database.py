@@ -5,11 +5,11 @@ from typing import cast
 
 import click
 
-from itdesk import assembly
 from itdesk.commands.context import Context, examples, run
 from itdesk.commands.exits import DIFFERENT, FAILURE, NO_URL, USAGE
 from itdesk.config import Settings
 from itdesk.store.migrations import Migrated, Migrations, Stamp, Verification
+from itdesk.store.opening import database_url
 
 
 @click.group()
@@ -32,7 +32,7 @@ def wait(context: Context, timeout: float) -> None:
     _require_database(context, settings, status=USAGE)
 
     async def work() -> str | None:
-        async with assembly.database_url(settings) as url:
+        async with database_url(settings) as url:
             return await Migrations(url).wait(timeout)
 
     problem = run(work())
@@ -61,7 +61,7 @@ def migrate(context: Context, stamp: str) -> None:
     settings = context.settings()
 
     async def work() -> Migrated:
-        async with assembly.database_url(settings) as url:
+        async with database_url(settings) as url:
             return await Migrations(url).migrate(cast(Stamp, stamp))
 
     done = run(work())
@@ -83,7 +83,7 @@ def verify(context: Context) -> None:
     _require_database(context, settings, status=NO_URL)
 
     async def work() -> Verification:
-        async with assembly.database_url(settings) as url:
+        async with database_url(settings) as url:
             return await Migrations(url).verify()
 
     found = run(work())
@@ -112,7 +112,7 @@ def downgrade(context: Context, to: str, yes: bool) -> None:
         )
 
     async def work() -> tuple[str, ...]:
-        async with assembly.database_url(settings) as url:
+        async with database_url(settings) as url:
             return await Migrations(url).downgrade(to)
 
     for name in run(work()):

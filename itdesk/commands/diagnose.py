@@ -21,15 +21,16 @@ import asyncpg
 import click
 import orjson
 
-from itdesk import __version__, assembly
+from itdesk import __version__
 from itdesk.commands.context import Context, examples, run
-from itdesk.commands.operation import findings
+from itdesk.commands.doctor import findings
 from itdesk.commands.progress import Bar
 from itdesk.config import Settings, mask_url, show
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import redacted
 from itdesk.store import backups, diagnosis
 from itdesk.store.migrations import Migrations
+from itdesk.store.opening import database_url
 
 LOG_LINES = 2000
 _ASK_SECONDS = 5.0
@@ -135,7 +136,7 @@ async def _doctor(context: Context, settings: Settings) -> str:
 
 
 async def _database(settings: Settings) -> str:
-    async with assembly.database_url(settings) as url:
+    async with database_url(settings) as url:
         conn: Any = await asyncpg.connect(url, timeout=_ASK_SECONDS)
         try:
             await conn.set_type_codec(

@@ -2,8 +2,7 @@
 
 import click
 
-from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, examples, run
+from itdesk.commands.context import OPERATOR, Context, examples, run
 from itdesk.commands.progress import Bar
 from itdesk.desk import restoring
 from itdesk.store.jobs import JobState, QueuedJob

@@ -2,8 +2,7 @@
 
 import click
 
-from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, examples, run
+from itdesk.commands.context import OPERATOR, Context, examples, run
 from itdesk.model import Email, MailStatus
 from itdesk.store.paging import Window
 

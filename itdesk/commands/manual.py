@@ -11,6 +11,7 @@ import click
 from itdesk import __version__
 from itdesk.commands import exits
 from itdesk.commands.context import examples
+from itdesk.commands.program import Program
 from itdesk.runtime.clock import Clock
 
 _ABOUT = (
@@ -58,10 +59,10 @@ def shipped_groups() -> dict[str, click.Group]:
     return {"jira": click.Group("jira", JIRA, help="With the plugin jira switched on.")}
 
 
-def entries(program: click.Group) -> Iterator[Entry]:
+def entries(program: Program) -> Iterator[Entry]:
     """Yield every command that does something, in the order of the alphabet."""
     top = click.Context(program, info_name="itdesk")
-    yield from _below(top, {**program.commands, **shipped_groups()}, "")
+    yield from _below(top, {**program.loaded(), **shipped_groups()}, "")
 
 
 def _below(
@@ -77,7 +78,7 @@ def _below(
             yield Entry(f"{words}{name}", command, context)
 
 
-def page(program: click.Group) -> str:
+def page(program: Program) -> str:
     """Return itdesk(1), in the macros that man(1) reads."""
     today = f"{Clock().now():%Y-%m-%d}"
     lines = [f'.TH ITDESK 1 "{today}" "itdesk {__version__}" "IT service desk"']
@@ -162,7 +163,7 @@ def _escaped(text: str) -> str:
 def manual(ctx: click.Context) -> None:
     """Print the manual page of all commands, for man."""
     program = ctx.find_root().command
-    assert isinstance(program, click.Group)
+    assert isinstance(program, Program)
     click.echo(page(program), nl=False)
 
 

@@ -1,29 +1,21 @@
-"""Running the desk: serve, set up, check."""
+"""Running the desk: set up, serve."""
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import click
-import orjson
 
-from itdesk import assembly, daemon
-from itdesk.api import ROUTES
-from itdesk.api.openapi import routes_table
+from itdesk import daemon
 from itdesk.commands.context import Context, examples, fail, run
-from itdesk.commands.exits import FAILURE, USAGE
-from itdesk.commands.plugins import foreign_models
-from itdesk.config import SYSTEM_CONFIG, Settings, examine, find_config, show
-from itdesk.config import check as check_settings
-from itdesk.desk import doctor as doctors
+from itdesk.config import SYSTEM_CONFIG, Settings, find_config
 from itdesk.desk.keyfile import KeyFile
 from itdesk.errors import ConfigError
 from itdesk.runtime import log, systemd
-from itdesk_plugins.clamav import ClamavSettings
 
 
 @click.command(
@@ -126,102 +118,4 @@ def _writing(path: Path) -> Iterator[None]:
         raise click.ClickException(f"{path} cannot be written: {exc.strerror}.") from exc
 
 
-@click.group()
-def config() -> None:
-    """Look at the settings."""
-
-
-@config.command(
-    "show", epilog=examples("itdesk config show", "itdesk config show --json | jq .server")
-)
-@click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
-@click.pass_obj
-def show_config(context: Context, as_json: bool) -> None:
-    """Print the effective settings, defaults included, secrets masked."""
-    settings = context.settings()
-    click.echo(_shown(settings, as_json=as_json))
-
-
-@config.command(
-    epilog=examples("itdesk config check >/dev/null     # the problems alone, on stderr")
-)
-@click.pass_obj
-def check(context: Context) -> None:
-    """Check the settings and try what they name; every problem at once."""
-    report = examine(config_path=context.config, state_dir=context.state_dir, environ=os.environ)
-    problems = [str(problem) for problem in report.problems]
-    warnings = list(report.warnings)
-    click.echo(_shown(report.settings, as_json=False))
-    checked = check_settings(report.settings, os.environ)
-    problems += [str(problem) for problem in checked.problems]
-    warnings += [warning for warning in checked.warnings if warning not in warnings]
-    if not problems:
-        problems += run(_unwell(context, context.settings()))
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        sys.exit(USAGE)
-    click.echo("# the settings are good", err=True)
-
-
-async def _unwell(context: Context, settings: Settings) -> list[str]:
-    found = [finding async for finding in findings(context, settings)]
-    return [f"{f.part}: {f.said}: {f.remedy}" for f in found if not f.ok]
-
-
-@click.command(epilog=examples("itdesk doctor"))
-@click.pass_obj
-def doctor(context: Context) -> None:
-    """Try each configured part for real, and say what fails and how to mend it."""
-    settings = context.settings()
-
-    async def work() -> bool:
-        well = True
-        async for finding in findings(context, settings):
-            mark = "ok  " if finding.ok else "FAIL"
-            click.echo(f"{mark} {finding.part}: {finding.said}")
-            if not finding.ok:
-                click.echo(f"     -> {finding.remedy}")
-            well = well and finding.ok
-        return well
-
-    if not run(work()):
-        sys.exit(FAILURE)
-
-
-async def findings(context: Context, settings: Settings) -> AsyncIterator[doctors.Finding]:
-    """Try every configured part for real; the desk only when its database is well."""
-    async with assembly.database_url(settings) as url:
-        well = True
-        findings = doctors.examine_database(url, production=settings.production)
-        async for finding in findings:
-            well = well and (finding.ok or finding.part == "accounts")
-            yield finding
-        if well:
-            async with assembly.open_desk(settings, url) as desk:
-                async for finding in doctors.examine(desk):
-                    yield finding
-
-
-@click.command(epilog=examples("itdesk routes | grep attachments", "itdesk routes --json"))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def routes(as_json: bool) -> None:
-    """Print the table of routes with who may call what."""
-    table = routes_table(ROUTES)
-    if as_json:
-        click.echo(orjson.dumps(table, option=orjson.OPT_INDENT_2))
-        return
-    for row in table:
-        click.echo(f"{row['id']:<4} {row['method']:<7} {row['path']:<55} {row['who']:<9} "
-                   f"{row['summary']}")  # fmt: skip
-
-
-def _shown(settings: Settings, *, as_json: bool) -> str:
-    # Operators look here for where clamd is looked for, switched on or not.
-    models = {"clamav": ClamavSettings, **foreign_models(settings)}
-    return show(settings, json=as_json, plugin_models=models)
-
-
-COMMANDS: list[click.Command] = [serve, init, config, doctor, routes]
+COMMANDS: list[click.Command] = [serve, init]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from itdesk.commands.accounts import OPERATOR, user
-from itdesk.commands.context import Context, examples, run
+from itdesk.commands.accounts import user
+from itdesk.commands.context import OPERATOR, Context, examples, run
 from itdesk.desk.manifest import Sink
 
 
@@ -53,4 +53,4 @@ def erase_user(context: Context, who: str, yes: bool) -> None:
 
 
 # They stand below `user`, with the commands for accounts.
-COMMANDS: list[click.Command] = []
+COMMANDS: list[click.Command] = [user]

@@ -12,13 +12,9 @@ from typing import Any
 
 import click
 import orjson
-from pydantic import BaseModel, SecretStr, create_model
 
-from itdesk import assembly
-from itdesk.commands.accounts import OPERATOR
-from itdesk.commands.context import Context, examples, run
+from itdesk.commands.context import OPERATOR, Context, examples, run
 from itdesk.config import Settings
-from itdesk.config.model import plugin_options
 from itdesk.desk.contract import choice
 from itdesk.desk.discovery import discover
 from itdesk.desk.plugins import Plugins
@@ -27,6 +23,7 @@ from itdesk.errors import ConfigError, DeskError, Unavailable
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
 from itdesk.store import head
+from itdesk.store.opening import database_url, open_database
 from itdesk.store.switches import Switch
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -42,30 +39,6 @@ class Row:
     state: str
     reason: str
     hooks: list[str]
-
-
-def foreign_models(settings: Settings) -> dict[str, type[BaseModel]]:
-    """Return the settings of other people's plugins that are on, which say what is secret.
-
-    Of a plugin that is not there or cannot be loaded nobody knows: there, everything is.
-    """
-    found = discover(settings.plugin_host.directories)
-    models: dict[str, type[BaseModel]] = {}
-    for name in settings.enabled_plugins():
-        candidates = found.get(name, [])
-        if any(one.own for one in candidates):
-            continue
-        options: dict[str, Any] = {
-            key: (SecretStr, ...) for key in plugin_options(settings.plugins[name])
-        }
-        models[name] = create_model(name, **options)
-        if len(candidates) == 1 and not settings.plugin_host.safe_mode:
-            try:
-                models[name] = candidates[0].load().Settings
-            except BaseException as exc:  # noqa: BLE001 - a stranger's code
-                why = f"{type(exc).__name__}: itdesk plugins list"
-                click.echo(f"warning: plugins.{name} cannot be loaded: {why}", err=True)
-    return models
 
 
 @click.group()
@@ -122,9 +95,9 @@ async def _switches(
     settings: Settings, *, patience: float, migrate: bool
 ) -> AsyncIterator[Switches]:
     """Lend the switches alone: no plugin is loaded, for it may be what ails."""
-    async with assembly.database_url(settings) as url:
+    async with database_url(settings) as url:
         await head.at_head(url, patience=patience, migrate=migrate, clock=Clock())
-        async with assembly.open_database(settings, url) as db:
+        async with open_database(settings, url) as db:
             yield Switches(db, settings)
 
 
@@ -230,6 +203,30 @@ def _turn(context: Context, name: str, *, enabled: bool) -> None:
         return
     click.echo(f"{name} is switched {'on' if enabled else 'off'}.")
     click.echo("Daemons that run do it within seconds; /readyz and their logs say how it went.")
+
+
+def group_of(given: Mapping[str, Any], name: str) -> click.Group | None:
+    """Return the commands of a plugin that is on, or is one of ours; `given` says the settings."""
+    settings = Context.of(given).settings()
+    section = settings.enabled_plugins().get(name)
+    if section is None:
+        if not any(one.own for one in discover(()).get(name, ())):
+            return None
+        # One of ours that is off says so itself, and what to set.
+        section = {}
+
+    async def found() -> list[click.Command]:
+        directories = settings.plugin_host.directories
+        try:
+            plugins = Plugins.load({name: section}, directories=directories, metrics=Metrics())
+        except ConfigError:
+            if section:
+                raise
+            return []
+        return (await plugins.commands()).get(name, [])
+
+    commands = run(found())
+    return click.Group(name, commands, help=f"Commands of the plugin {name}.") if commands else None
 
 
 COMMANDS: list[click.Command] = [plugins]

@@ -9,8 +9,6 @@ import re
 from collections.abc import AsyncIterator, Collection
 from typing import Final
 
-import puremagic
-
 from itdesk.desk.filenames import UNKNOWN_TYPE, refused
 from itdesk.desk.spool import HEAD
 
@@ -163,6 +161,9 @@ def _likely(head: bytes, text: str | None) -> frozenset[str]:
     for start_of, family in _CONTAINERS.items():
         if head.startswith(start_of):
             return family
+    # Imported here: its table of signatures is a MiB, and the first file may be long in coming.
+    import puremagic
+
     try:
         found = puremagic.magic_string(head)
     except (puremagic.PureError, ValueError):

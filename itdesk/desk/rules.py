@@ -76,8 +76,12 @@ Text = Annotated[StrictStr, Field(min_length=1, max_length=10_000), AfterValidat
 Hours = Annotated[float, Field(gt=0, le=87_600, strict=True)]
 
 
+# Built when the first rule is read: at the start it is time that everybody waits.
+_LATER = ConfigDict(defer_build=True)
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 # --- conditions ---------------------------------------------------------------------------------
@@ -218,9 +222,7 @@ Conditions = Annotated[
         ]
     ),
 ]  # fmt: skip
-All.model_rebuild()
-AnyOf.model_rebuild()
-CONDITIONS: Final[TypeAdapter[Any]] = TypeAdapter(Conditions)
+CONDITIONS: Final[TypeAdapter[Any]] = TypeAdapter(Conditions, config=_LATER)
 
 
 def comparisons(node: Any, path: str = "conditions") -> Iterator[tuple[str, Comparison]]:
@@ -406,7 +408,7 @@ def _form(value: Any) -> str | None:
 Actions = Annotated[
     Annotated[Keyed, Tag("<keyed>")] | Annotated[Steps, Tag("<steps>")], Discriminator(_form)
 ]
-ACTIONS: Final[TypeAdapter[Any]] = TypeAdapter(Actions)
+ACTIONS: Final[TypeAdapter[Any]] = TypeAdapter(Actions, config=_LATER)
 
 
 def steps(actions: Any) -> list[tuple[str, str, Any]]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from uuid import UUID
 
-import segno
-
 from itdesk.config import Auth
 from itdesk.desk import totp
 from itdesk.desk.factors import Factors
@@ -166,5 +164,8 @@ def _wrong() -> InvalidCode:
 
 def _drawn(uri: str) -> str:
     drawing = BytesIO()
+    # Imported here: people set a second factor up once.
+    import segno
+
     segno.make(uri, micro=False, error="m").save(drawing, kind="svg", scale=4, xmldecl=False)
     return drawing.getvalue().decode().strip()

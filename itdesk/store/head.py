@@ -75,10 +75,10 @@ async def _advance(migrations: Migrations, url: str, *, seconds: float, migrate:
     status = await _look(migrations, url, seconds)
     if not migrate:
         status.require()
-        return
-    done = await migrations.migrate()
-    if done.applied or done.stamped:
-        log.info("schema migrated", applied=done.applied, stamped=done.stamped)
+    elif not status.at_head:
+        done = await migrations.migrate()
+        if done.applied or done.stamped:
+            log.info("schema migrated", applied=done.applied, stamped=done.stamped)
 
 
 async def _look(migrations: Migrations, url: str, seconds: float) -> SchemaStatus:

@@ -1,32 +1,23 @@
-"""The schema: is it there, is it ours, is it new enough; and the steps that make it so.
-
-Hidden here: yoyo applies the files, but under our own advisory lock, each file in one transaction
-with its mark, and only onto a structure that was compared with what the files produce.
-"""
+"""The schema: is it there, is it ours, is it new enough; `migrator` has the steps to make it so."""
 
 import asyncio
 import importlib.resources
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import asyncpg
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from yoyo.migrations import Migration, read_sql_migration
 
-from itdesk.errors import SchemaError, Unavailable
-from itdesk.store.atomic_yoyo import AtomicBackend
-from itdesk.store.structure import Structure, describe, place, rehearse
+from itdesk.errors import SchemaError
+
+if TYPE_CHECKING:
+    from itdesk.store.migrator import Migrator
 
 Stamp = Literal["auto", "never", "only"]
-_T = TypeVar("_T")
 
-_LOCK = 0x69746465736B  # "itdesk"; advisory locks are per database
 _OURS = re.compile(r"\d{4}-[a-z0-9-]+")  # yoyo by hand also marks __init__: not one of ours
 
 
@@ -56,6 +47,16 @@ class SchemaStatus:
     expected: str | None
     pending: tuple[str, ...]
     unknown: tuple[str, ...]
+
+    @classmethod
+    def of(cls, marked: Set[str], known: tuple[str, ...]) -> "SchemaStatus":
+        """Return where a database stands that has these marks."""
+        return cls(
+            current=max((name for name in marked if _OURS.fullmatch(name)), default=None),
+            expected=known[-1] if known else None,
+            pending=tuple(name for name in known if name not in marked),
+            unknown=tuple(sorted(n for n in marked if n not in known and _OURS.fullmatch(n))),
+        )
 
     @property
     def at_head(self) -> bool:
@@ -154,19 +155,19 @@ class Migrations:
             rows = await conn.fetch("SELECT migration_id FROM _yoyo_migration")
         except asyncpg.UndefinedTableError:
             rows = []
-        return self._status({row[0] for row in rows})
+        return SchemaStatus.of({row[0] for row in rows}, self.known)
 
     async def migrate(self, stamp: Stamp = "auto") -> Migrated:
         """Bring the schema to head, or raise and leave it as it was before the failed step."""
-        return await _aside(self._migrate, stamp)
+        return await asyncio.to_thread(lambda: self._migrator().migrate(stamp))
 
     async def verify(self) -> Verification:
         """Compare the database with the migrations: what is marked, and what is really there."""
-        return await _aside(self._verify)
+        return await asyncio.to_thread(lambda: self._migrator().verify())
 
     async def downgrade(self, to: str) -> tuple[str, ...]:
         """Roll back every migration after `to` (an id, its number, or `base`), newest first."""
-        return await _aside(self._downgrade, to)
+        return await asyncio.to_thread(lambda: self._migrator().downgrade(to))
 
     def new(self, name: str) -> Path:
         """Return the path of a new, empty migration; its rollback lies beside it."""
@@ -181,166 +182,16 @@ class Migrations:
         path.with_suffix(".rollback.sql").touch(exist_ok=False)
         return path
 
-    # Everything below runs in a worker thread: yoyo knows no asyncio.
+    def _migrator(self) -> "Migrator":
+        # Imported here: psycopg and yoyo are 10 MiB, and a schema at head needs neither.
+        from itdesk.store.migrator import Migrator
 
-    def _migrate(self, stamp: Stamp) -> Migrated:
-        with self._locked() as conn:
-            marked = _marked(conn)
-            status = self._status(marked or set())
-            if status.unknown:
-                status.require()
-            reached = self._reached(conn, marked or set())
-            present = self.known[:reached]
-            if stamp == "only":
-                stamps = tuple(name for name in present if name in status.pending)
-                if not present:
-                    raise SchemaDrift(
-                        "There is nothing to stamp: the database has no table of itdesk. "
-                        "Run `itdesk db migrate` to create them."
-                    )
-            elif marked is None and present:
-                if stamp == "never":
-                    raise SchemaDrift(
-                        f"The database has the tables of {present[-1]} but no record of its "
-                        "migrations, and --stamp never forbids to write one. Nothing was "
-                        "changed. Run `itdesk db migrate` to record and complete them."
-                    )
-                stamps = present
-            else:
-                stamps = ()
-            left = tuple(name for name in status.pending if name not in stamps)
-            apply = () if stamp == "only" else left
-            if stamps or apply:
-                with self._backend() as backend:
-                    if stamps:
-                        backend.mark_migrations([self._load(name) for name in stamps])
-                    for name in apply:
-                        with _explained(name):
-                            backend.apply_one(self._load(name))
-            return Migrated(stamps, apply, () if apply else left)
-
-    def _verify(self) -> Verification:
-        with self._connection() as conn:
-            status = self._status(_marked(conn) or set())
-            _, differences = place(describe(conn), self._rehearse(conn)[-1:])
-            return Verification(status, tuple(differences))
-
-    def _downgrade(self, to: str) -> tuple[str, ...]:
-        keep = self._position(to)
-        with self._locked() as conn:
-            marked = _marked(conn) or set()
-            status = self._status(marked)
-            if status.unknown:
-                status.require()
-            undo = tuple(name for name in reversed(self.known[keep:]) if name in marked)
-            if undo:
-                with self._backend() as backend:
-                    for name in undo:
-                        with _explained(name):
-                            backend.rollback_one(self._load(name))
-            return undo
-
-    def _position(self, to: str) -> int:
-        if to in ("base", "0", "0000"):
-            return 0
-        for index, name in enumerate(self.known, 1):
-            if to in (name, name[:4]):
-                return index
-        raise SchemaError(f"There is no migration {to!r}. Known are base, {', '.join(self.known)}.")
-
-    def _reached(self, conn: psycopg.Connection, marked: set[str]) -> int:
-        """Return how many migrations the schema really has, or refuse a schema that is none."""
-        recorded = max((i for i, name in enumerate(self.known, 1) if name in marked), default=0)
-        reached, differences = place(describe(conn), self._rehearse(conn)[recorded:])
-        if reached is None:
-            raise SchemaDrift(
-                "The schema is not what any version of itdesk makes; nothing was changed:\n  "
-                + "\n  ".join(differences)
-                + "\nRestore a backup, or repair these by hand and run `itdesk db migrate` again.",
-                details={"differences": differences},
-            )
-        return recorded + reached
-
-    def _rehearse(self, conn: psycopg.Connection) -> list[Structure]:
-        try:
-            return rehearse(conn, [read_sql_migration(str(path))[2] for path in self._files])
-        except psycopg.errors.InsufficientPrivilege as exc:
-            raise SchemaError(
-                "The database user may not create the temporary schema in which the migrations "
-                "are rehearsed. Run `GRANT CREATE ON DATABASE ... TO ...` as the owner."
-            ) from exc
-
-    def _status(self, marked: set[str]) -> SchemaStatus:
-        return SchemaStatus(
-            current=max((name for name in marked if _OURS.fullmatch(name)), default=None),
-            expected=self.known[-1] if self.known else None,
-            pending=tuple(name for name in self.known if name not in marked),
-            unknown=tuple(sorted(n for n in marked if n not in self.known and _OURS.fullmatch(n))),
+        return Migrator(
+            self._url,
+            self._files,
+            turn_timeout=self._turn_timeout,
+            lock_timeout=self._lock_timeout,
         )
-
-    def _load(self, name: str) -> Any:
-        # yoyo resolves "depends" among all the migrations that were ever built.
-        built = {path.stem: Migration(path.stem, str(path), "") for path in self._files}
-        return built[name]
-
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection]:
-        try:
-            conn = psycopg.connect(**self._conninfo(), autocommit=True)
-        except psycopg.OperationalError as exc:
-            raise Unavailable(
-                f"The database cannot be reached: {str(exc).strip()}",
-                code="E_DATABASE_UNAVAILABLE",
-            ) from exc
-        with conn:
-            if conn.info.server_version < 150000:
-                raise SchemaError(
-                    f"PostgreSQL {conn.info.server_version // 10000} is too old: itdesk needs 15 "
-                    "or later."
-                )
-            if conn.info.parameter_status("server_encoding") != "UTF8":
-                raise SchemaError(
-                    "The database is not encoded in UTF-8 and would lose text. Create it with "
-                    "`createdb --template=template0 --encoding=UTF8 NAME`."
-                )
-            yield conn
-
-    @contextmanager
-    def _locked(self) -> Iterator[psycopg.Connection]:
-        """Hold the right to migrate this database.
-
-        Polled: a session that waits inside pg_advisory_lock holds a snapshot, and CREATE INDEX
-        CONCURRENTLY of the one who migrates would wait for it for ever.
-        """
-        deadline = time.monotonic() + self._turn_timeout
-        with self._connection() as conn:
-            while conn.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK]).fetchone() != (True,):
-                if time.monotonic() > deadline:
-                    raise SchemaBusy(
-                        "Another itdesk has been migrating this database for "
-                        f"{self._turn_timeout:g} s. See pg_locks (locktype advisory) for who it is."
-                    )
-                time.sleep(0.1)
-            yield conn  # closing the connection releases the lock, as dying does
-
-    @contextmanager
-    def _backend(self) -> "Iterator[AtomicBackend]":
-        backend = AtomicBackend(self._conninfo(), self._lock_timeout)
-        with backend:
-            backend.prepare()
-            backend.break_lock()  # left by a dead runner: a live one would hold our lock
-            with backend.lock():
-                yield backend
-
-    def _conninfo(self) -> dict[str, Any]:
-        try:
-            given = conninfo_to_dict(self._url)
-        except psycopg.ProgrammingError:
-            raise SchemaError(
-                "The database URL cannot be read; its parts must be percent-encoded where they "
-                "contain : / @ or %."
-            ) from None
-        return {"application_name": "itdesk-migrate", "connect_timeout": 10, **given}
 
 
 def shipped() -> Path:
@@ -351,38 +202,4 @@ def shipped() -> Path:
         raise SchemaError(
             "The migrations are missing: itdesk is not installed completely. Run `pip install` "
             "on its wheel, or `pip install -e .` in its sources."
-        ) from exc
-
-
-async def _aside(work: Callable[..., _T], *args: Any) -> _T:
-    try:
-        return await asyncio.to_thread(work, *args)
-    except psycopg.OperationalError as exc:
-        raise Unavailable(
-            f"The database went away: {str(exc).strip()}. Nothing is half done; run the command "
-            "again when it is back.",
-            code="E_DATABASE_UNAVAILABLE",
-        ) from exc
-
-
-def _marked(conn: psycopg.Connection) -> set[str] | None:
-    if conn.execute("SELECT to_regclass('_yoyo_migration')").fetchall() == [(None,)]:
-        return None
-    return {row[0] for row in conn.execute("SELECT migration_id FROM _yoyo_migration")}
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.errors.LockNotAvailable as exc:
-        raise SchemaBusy(
-            f"Migration {name} waited for a lock that another session holds, and gave up so as "
-            "not to hold up the desk. Nothing of it was applied; run `itdesk db migrate` again."
-        ) from exc
-    except psycopg.OperationalError:
-        raise  # not the migration's fault
-    except psycopg.Error as exc:
-        raise SchemaError(
-            f"Migration {name} failed and nothing of it was applied: {str(exc).strip()}"
         ) from exc

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from psycopg.conninfo import conninfo_to_dict
-
 from itdesk.errors import DeskError
 from itdesk.store.migrations import plain_url
 
@@ -99,6 +97,9 @@ async def _output(command: Sequence[str]) -> str:
 @asynccontextmanager
 async def service(url: str) -> AsyncIterator[dict[str, str]]:
     """Lend the environment in which `service=itdesk` is the database of this address."""
+    # Imported here: psycopg is 10 MiB, and the daemon makes few backups.
+    from psycopg.conninfo import conninfo_to_dict
+
     given = conninfo_to_dict(plain_url(url))
     given.setdefault("connect_timeout", "10")
     given["application_name"] = "itdesk backup"

@@ -2,6 +2,7 @@
 
     python -m tests.bench                     requests: read, list, search, create
     python -m tests.bench stream              websocket fan-out and the way of an event to a client
+    python -m tests.bench start               seconds until ready, memory at rest
     python -m tests.bench database            the same questions at --tickets and at --large tickets
     python -m tests.bench --short --json out.json
 
@@ -15,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import database, requests, stream
+from tests.bench import database, requests, start, stream
 from tests.bench.report import Figure, Samples, as_json, machine
 from tests.bench.servers import world
 
@@ -27,7 +28,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", default=[], metavar="PART",
-                        help="requests, stream, database")  # fmt: skip
+                        help="requests, stream, start, database")  # fmt: skip
     parser.add_argument("--cases", default="read,list,search,create", help="of the requests")
     parser.add_argument("--tickets", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=1_000_000, help="of the part database")
@@ -47,6 +48,10 @@ async def main() -> int:
     if wanted.short:
         wanted.rounds, wanted.seconds = 1, 1
     samples, figures, small = Samples(), list[Figure](), dict[str, float]()
+    if "start" in parts:
+        figures += await start.measure(rounds=wanted.rounds)
+    if parts == ["start"]:
+        return _told(wanted, samples, figures)
     async with world(wanted.tickets, peer=not wanted.no_peer and "requests" in parts) as servers:
         if "requests" in parts:
             samples = requests.measure(
@@ -60,6 +65,10 @@ async def main() -> int:
     if "database" in parts:
         async with world(wanted.large, peer=False) as servers:
             figures += database.figures(small, await database.measure(servers))
+    return _told(wanted, samples, figures)
+
+
+def _told(wanted: argparse.Namespace, samples: Samples, figures: list[Figure]) -> int:
     print(" ".join(f"{name} {value}" for name, value in machine().items()))
     for line in samples.lines():
         print(line)

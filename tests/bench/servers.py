@@ -39,9 +39,7 @@ class Target:
 
     def rss(self) -> int:
         """Return its resident memory in bytes."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        kib = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
-        return int(kib) * 1024
+        return rss(self.pid)
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,13 @@ class World:
             except OSError:
                 continue
         return total
+
+
+def rss(pid: int) -> int:
+    """Return the resident memory of one process in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    kib = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
+    return int(kib) * 1024
 
 
 def cpu_seconds(pid: int) -> float:

@@ -18,7 +18,7 @@ SINKS |= {"copy_from_query", "copy_to_table"}
 # Names that stand for a list of literals, and what puts another one in.
 GROWS = {"append", "insert", "extend"}
 # The migrations run files, and the schema is described by psycopg's own composition of SQL.
-ELSEWHERE = {"migrations.py", "atomic_yoyo.py", "structure.py"}
+ELSEWHERE = {"migrator.py", "atomic_yoyo.py", "structure.py"}
 
 
 class Literals:
