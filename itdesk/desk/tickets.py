@@ -53,6 +53,16 @@ class NewTicket:
     assignee_ids: Sequence[UUID] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _List:
+    """One page of a list, as somebody who may see so much of it asks for it."""
+
+    wanted: listing.Filter
+    scope: UUID | None
+    sort: str
+    window: Window
+
+
 class Auditor(Protocol):
     """Whoever may object to a change: the plugins."""
 
@@ -79,10 +89,9 @@ class Tickets:
         self._search = search
         self._default_project = default_project
         self._forget_files = forget_files
-        # What is asked most: who looks at a ticket, and everybody's screens after each event.
-        self._named = {
-            column: Together(db, partial(listing.named, column)) for column in listing.COLUMNS
-        }
+        # After an event everybody's screen asks for the same ticket, and for the same lists.
+        self._named = Together(db, listing.named)
+        self._lists = Together(db, _listed)
 
     async def create(self, caller: Caller, new: NewTicket) -> Ticket:
         """Open a ticket reported by the caller."""
@@ -107,7 +116,7 @@ class Tickets:
     async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
         """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
         column, value = tickets.reference(ref)
-        row = await self._named[column].ask((value, caller.scope))
+        row = await self._named.ask(column, (value, caller.scope))
         if row is None:
             raise NotFound.of("ticket")
         return row
@@ -129,11 +138,10 @@ class Tickets:
         """Return one page of the tickets that the caller may see, as JSON spells them."""
         if wanted.q is not None:
             return await self._search.page(caller, wanted, sort=sort, window=window)
-        scope = caller.scope
-        async with self._db.connection() as conn:
-            page = await listing.list_page(conn, wanted, scope=scope, sort=sort, window=window)
-            total = await listing.count(conn, wanted, scope=scope) if window.count else None
-        return replace(page, total=total)
+        question = _List(wanted, caller.scope, sort, window)
+        page = await self._lists.ask(question, question)
+        assert page is not None
+        return page
 
     async def update(
         self,
@@ -386,3 +394,13 @@ def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
     if mirror := _mirror(ticket):
         more["data"] = {**more.get("data", {}), **mirror}
     return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)
+
+
+async def _listed(
+    conn: Any, question: _List, _: Sequence[_List]
+) -> Mapping[_List, Page[listing.TicketRow]]:
+    """Return the page that everybody in this lane asks for."""
+    wanted, scope, window = question.wanted, question.scope, question.window
+    page = await listing.list_page(conn, wanted, scope=scope, sort=question.sort, window=window)
+    total = await listing.count(conn, wanted, scope=scope) if window.count else None
+    return {question: replace(page, total=total)}

@@ -51,7 +51,7 @@ async def list_page(
 
 
 async def named(
-    column: str, conn: Any, wanted: Sequence[tuple[Any, UUID | None]]
+    conn: Any, column: str, wanted: Sequence[tuple[Any, UUID | None]]
 ) -> Mapping[tuple[Any, UUID | None], TicketRow]:
     """Return the tickets named by a column's values, each as far as its scope may see it."""
     query = f"""

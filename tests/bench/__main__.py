@@ -1,6 +1,6 @@
 """Measure this daemon beside its limits and beside a plain FastAPI back end, in one run.
 
-    python -m tests.bench                     requests: read, list, search, create
+    python -m tests.bench                     requests: read, list, lists, search, create
     python -m tests.bench stream              websocket fan-out and the way of an event to a client
     python -m tests.bench start               seconds until ready, memory at rest
     python -m tests.bench database            the same questions at --tickets and at --large tickets
@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import database, requests, start, stream
+from tests.bench import database, load, requests, start, stream
 from tests.bench.report import Figure, Samples, as_json, machine
 from tests.bench.servers import world
 
@@ -29,7 +29,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("parts", nargs="*", default=[], metavar="PART",
                         help="requests, stream, start, database")  # fmt: skip
-    parser.add_argument("--cases", default="read,list,search,create", help="of the requests")
+    parser.add_argument("--cases", default=",".join(load.CASES), help="of the requests")
     parser.add_argument("--tickets", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=1_000_000, help="of the part database")
     parser.add_argument("--clients", type=int, default=1000, help="websockets of the fan-out")

@@ -12,7 +12,7 @@ from random import Random
 from tests.bench.data import Filled
 from tests.bench.servers import Target
 
-CASES = ("read", "list", "search", "create")
+CASES = ("read", "list", "lists", "search", "create")
 
 # wrk calls request() for each request and done() at the end; times are microseconds.
 _SCRIPT = """
@@ -62,6 +62,10 @@ def paths(case: str, target: Target, filled: Filled, dice: Random) -> Sequence[s
             return [f"{prefix}/tickets/{id}" for id in dice.sample(filled.ids, 2000)]
         case "list":
             return [f"{prefix}/tickets?status=open&limit=50" if prefix else "/tickets"]
+        case "lists":
+            # Of 20 departments: others than the one list that everybody looks at.
+            own = [f"{prefix}/tickets?limit=50&department=Department%20{n}" for n in range(20)]
+            return own if prefix else ["/tickets"]
         case "create":
             return [f"{prefix}/tickets"]
         case "ping":

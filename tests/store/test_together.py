@@ -23,7 +23,7 @@ class Squares:
         self.then: Callable[[], object] | None = None
         self.together = Together(db, self.read)
 
-    async def read(self, conn: Any, numbers: Sequence[int]) -> Mapping[int, int]:
+    async def read(self, conn: Any, lane: str, numbers: Sequence[int]) -> Mapping[int, int]:
         self.asked.append(list(numbers))
         self.begun.put_nowait(None)
         await self.leave.acquire()
@@ -37,9 +37,9 @@ class Squares:
             self.then = None
         return {row["n"]: row["square"] for row in rows}
 
-    async def asks(self, *numbers: int) -> list[asyncio.Task[int | None]]:
+    async def asks(self, *numbers: int, lane: str = "one") -> list[asyncio.Task[int | None]]:
         """Ask for each number in a task of its own, and return when all of them wait."""
-        tasks = [asyncio.ensure_future(self.together.ask(number)) for number in numbers]
+        tasks = [asyncio.ensure_future(self.together.ask(lane, number)) for number in numbers]
         await asyncio.wait(tasks, timeout=0)
         return tasks
 
@@ -112,7 +112,7 @@ async def test_the_turn_of_one_who_gave_up_goes_to_the_next(db: Database) -> Non
         await tasks[1]
     assert squares.asked == [[2], [4]]
     squares.permit()
-    assert await asyncio.wait_for(squares.together.ask(7), 5) == 49
+    assert await asyncio.wait_for(squares.together.ask("one", 7), 5) == 49
 
 
 async def test_a_failure_is_told_to_all_who_were_asked_for_and_to_nobody_later(
@@ -129,7 +129,7 @@ async def test_a_failure_is_told_to_all_who_were_asked_for_and_to_nobody_later(
     assert [type(one) for one in said] == [Unavailable, Unavailable]
     squares.failing = None
     squares.permit()
-    assert await squares.together.ask(4) == 16
+    assert await squares.together.ask("one", 4) == 16
 
 
 async def test_inside_a_transaction_one_asks_alone_and_sees_its_changes(db: Database) -> None:
@@ -151,3 +151,14 @@ async def test_a_statement_is_bounded(db: Database) -> None:
     squares.permit(3)
     assert await squares.answers(tasks) == [n * n for n in range(1, MOST + 20)]
     assert [len(numbers) for numbers in squares.asked] == [1, MOST, 18]
+
+
+async def test_lanes_do_not_wait_for_each_other_and_leave_nothing_behind(db: Database) -> None:
+    squares = Squares(db)
+    tasks = await squares.asks(2, lane="one") + await squares.asks(3, lane="other")
+    await squares.begins()
+    await squares.begins()
+    assert squares.asked == [[2], [3]]
+    squares.permit(2)
+    assert await squares.answers(tasks) == [4, 9]
+    assert squares.together._lanes == {}
