@@ -37,7 +37,7 @@ from itdesk.api.route import (
 )
 from itdesk.desk.tickets import NewTicket
 from itdesk.model import Comment, HistoryEntry, Position, Priority, Ticket
-from itdesk.store.listing import Filter
+from itdesk.store.narrowing import Filter
 
 MOST_TEXT = 100_000
 

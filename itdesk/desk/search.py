@@ -11,6 +11,7 @@ from itdesk.runtime.clock import Clock
 from itdesk.store import findings, listing, matching
 from itdesk.store.findings import Facets, Snippet
 from itdesk.store.listing import TicketRow
+from itdesk.store.matching import Asked
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window
 
@@ -73,10 +74,10 @@ class Search:
 
     async def _matches(self, wanted: Filter, scope: UUID | None) -> int | None:
         """Return about how many of everybody's tickets match, where that decides the way."""
-        if wanted.q is None or wanted.whose(scope) is not None:
+        if not Asked(wanted, scope, 0).by_estimate:
             return None
         return await self._estimates.get(wanted)
 
     async def _estimate(self, wanted: Filter) -> int:
         async with self._reads.searching() as conn:
-            return await matching.estimate(conn, wanted, scope=None)
+            return await matching.estimate(conn, wanted)

@@ -17,6 +17,7 @@ from itdesk.desk.lifecycle import (
     require_version,
 )
 from itdesk.desk.search import Search
+from itdesk.desk.together import Together
 from itdesk.errors import Invalid, NotFound
 from itdesk.model import (
     Caller,
@@ -33,10 +34,10 @@ from itdesk.model import (
     Ticket,
     new_id,
 )
-from itdesk.store import attachments, comments, events, listing, tickets
+from itdesk.store import attachments, comments, events, listing, matching, tickets
 from itdesk.store.db import Database, Transaction
+from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window
-from itdesk.store.together import Together
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class NewTicket:
 class _List:
     """One page of a list, as somebody who may see so much of it asks for it."""
 
-    wanted: listing.Filter
+    wanted: Filter
     scope: UUID | None
     sort: str
     window: Window
@@ -130,7 +131,7 @@ class Tickets:
     async def list(
         self,
         caller: Caller,
-        wanted: listing.Filter,
+        wanted: Filter,
         *,
         sort: str,
         window: Window,
@@ -402,5 +403,5 @@ async def _listed(
     """Return the page that everybody in this lane asks for."""
     wanted, scope, window = question.wanted, question.scope, question.window
     page = await listing.list_page(conn, wanted, scope=scope, sort=question.sort, window=window)
-    total = await listing.count(conn, wanted, scope=scope) if window.count else None
+    total = await matching.count(conn, wanted, scope=scope) if window.count else None
     return {question: replace(page, total=total)}

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from itdesk.store import matching, words
+from itdesk.store.matching import Asked
 from itdesk.store.narrowing import Filter
 from itdesk.store.words import Words
 
@@ -67,8 +68,8 @@ async def snippets(
     """Return where the words of a search stand in these tickets, as far as a reader may read."""
     if wanted.q is None:
         return {}
-    read = Words.read(wanted.q)
-    n = len(read.values)
+    sought = Words.read(wanted.q)
+    n = len(sought.texts)
     query = f"""
         SELECT t.id, {_WHOLE.format("t.title")} AS title,
                {_HEADLINE.format("t.description")} AS description,
@@ -77,12 +78,10 @@ async def snippets(
                    WHERE ticket_id = t.id AND (${n + 2} OR NOT internal)
                    ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
                ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
-        FROM tickets t CROSS JOIN (
-            -- Every value has to be named somewhere.
-            SELECT {words.query(read)} AS q WHERE ${n}::text IS NOT NULL) AS asked
+        FROM tickets t CROSS JOIN (SELECT {words.query(sought)} AS q) AS asked
         WHERE t.id = ANY (${n + 1}::uuid[])
     """  # noqa: S608 - literals of the store
-    rows = await conn.fetch(query, *read.values, ids, scope is None)
+    rows = await conn.fetch(query, *sought.texts, ids, scope is None)
     return {row["id"]: _of_ticket(row) for row in rows}
 
 
@@ -106,9 +105,8 @@ async def facets(
     conn: Any, wanted: Filter, *, scope: UUID | None, matches: int | None = None
 ) -> Facets:
     """Return how the matches of a search divide; `matches` is their estimate, if known."""
-    found = await matching.newest(
-        conn, wanted, scope=scope, count=MOST_COUNTED + 1, matches=matches
-    )
+    asked = Asked(wanted, scope, MOST_COUNTED + 1)
+    found = await matching.newest(conn, asked, matches=matches)
     ids = [row["id"] for row in found[:MOST_COUNTED]]
     query = f"""
         WITH hits AS MATERIALIZED (

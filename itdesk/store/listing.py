@@ -5,20 +5,16 @@ finding them. It has the same fields, spelled as JSON spells them.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from itdesk.store import matching, narrowing, rows, tickets
-from itdesk.store.matching import TIMES, count
 from itdesk.store.narrowing import Filter
-from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
-
-__all__ = ["COLUMNS", "Filter", "TicketRow", "count", "list_page", "named"]
+from itdesk.store.paging import Page, Window, encode_cursor
 
 TicketRow = Mapping[str, Any]
 
-# How many there are shall not seem to matter, or it is planned anew each time.
+# The sub-selects hide how many there are: else the planner makes a new plan for each number.
 _NAMES = """unnest((SELECT $1::{1}[]), (SELECT $2::uuid[]))
     WITH ORDINALITY AS w (name, scope, n) ON t.{0} = w.name"""
 # What a ticket may be named by, and where these names are looked up.
@@ -44,9 +40,7 @@ async def list_page(
     """
     if wanted.q is None and wanted.whose(scope) is None:
         return await _plain_page(conn, wanted, sort=sort, window=window)
-    page = await matching.find(
-        conn, wanted, scope=scope, sort=sort, window=window, matches=matches, show="rows"
-    )
+    page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window, matches=matches)
     return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
 
 
@@ -65,27 +59,17 @@ async def named(
 
 async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -> Page[TicketRow]:
     """Return one page of everybody's tickets in one statement: the list that is asked most."""
-    name = sort.removeprefix("-")
-    column = matching.SORTS[name]
-    direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
     where = narrowing.conditions(wanted)
-    if window.cursor is not None:
-        # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
-        kind, cast = (datetime, "") if name in TIMES else (int, "::bigint")
-        value, last = decode_cursor(window.cursor, sort, (kind, UUID))
-        where.add(f"({column}, t.id) {beyond} ({{0}}{cast}, {{1}})", value, last)
+    where.add(matching.after(where, sort, matching.place(window, sort)))
+    column, by = matching.column(sort), matching.direction(sort)
     query = f"""
-        SELECT {rows.ROW}, {column} AS sort_value FROM tickets t {rows.BESIDE}
+        SELECT {rows.ROW}, {column} AS value FROM tickets t {rows.BESIDE}
         WHERE {where}
-        ORDER BY {column} {direction}, t.id {direction} LIMIT {window.limit + 1:d}
-        OFFSET {window.offset:d}
+        ORDER BY {column} {by}, t.id {by} LIMIT {window.limit + 1:d} OFFSET {window.offset:d}
     """  # noqa: S608 - conditions are literals of this module, values are parameters
     found = await conn.fetch(query, *where.values)
-    page = Page.cut(
-        found, window.limit, lambda row: encode_cursor(sort, row["sort_value"], row["id"])
-    )
-    listed: list[TicketRow] = [_without(dict(row), "sort_value") for row in page.items]
-    return Page(listed, page.next_cursor)
+    page = Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
+    return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
 
 
 def _without(row: dict[str, Any], name: str) -> TicketRow:

@@ -7,14 +7,15 @@ so that PostgreSQL needs not plan them anew for each search.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
 from itdesk.store import narrowing, rows, words
-from itdesk.store.narrowing import Filter
+from itdesk.store.narrowing import Filter, Where
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 from itdesk.store.rows import Show
 from itdesk.store.words import Words
@@ -27,7 +28,7 @@ SORTS: Mapping[str, str] = {
     "status": "t.status_rank",
     "number": "t.number",
 }
-TIMES = frozenset({"created_at", "updated_at"})
+_TIMES = frozenset({"created_at", "updated_at"})
 RELEVANCE = "relevance"
 
 # A row is looked at in 0.5 us when walking, and in 8 us when the index names it (measured at a
@@ -43,6 +44,28 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Some tickets of a list in an order, `last` (a sort value and an id) being before them."""
+
+    wanted: Filter
+    scope: UUID | None
+    count: int
+    sort: str = "-created_at"
+    last: Sequence[Any] | None = None
+    offset: int = 0
+
+    @property
+    def words(self) -> Words | None:
+        """Return the words that are searched for."""
+        return None if self.wanted.q is None else Words.read(self.wanted.q)
+
+    @property
+    def by_estimate(self) -> bool:
+        """Return whether the way to them depends on how frequent the words are."""
+        return self.wanted.q is not None and self.wanted.whose(self.scope) is None
+
+
 async def find(
     conn: Any,
     wanted: Filter,
@@ -51,81 +74,90 @@ async def find(
     sort: str = "-created_at",
     window: Window,
     matches: int | None = None,
-    show: Show = "ids",
 ) -> Page[Any]:
-    """Return one page of the tickets in scope, by keyset when a cursor is given.
+    """Return the rows of one page of the tickets in scope, by keyset when a cursor is given.
 
-    What is shown of them are their ids and sort values, or their rows as well.
+    `matches` is what `estimate` says, if that is known.
     """
     if sort == RELEVANCE:
-        return await _ranked(conn, wanted, scope, window, matches, show)
-    last = None
-    name = sort.removeprefix("-")
-    if window.cursor is not None:
-        kind = datetime if name in TIMES else int
-        last = decode_cursor(window.cursor, sort, (kind, UUID))
-    found = await newest(
-        conn, wanted, scope=scope, sort=sort, last=last, count=window.limit + 1,
-        offset=window.offset, matches=matches, show=show,
-    )  # fmt: skip
+        return await _ranked(conn, wanted, scope=scope, window=window, matches=matches)
+    asked = Asked(wanted, scope, window.limit + 1, sort, place(window, sort), window.offset)
+    found = await newest(conn, asked, matches=matches, show="rows")
     return Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
 
 
 async def newest(
-    conn: Any,
-    wanted: Filter,
-    *,
-    scope: UUID | None,
-    count: int,
-    sort: str = "-created_at",
-    last: Sequence[Any] | None = None,
-    offset: int = 0,
-    matches: int | None = None,
-    show: Show = "ids",
+    conn: Any, asked: Asked, *, matches: int | None = None, show: Show = "ids"
 ) -> Sequence[Any]:
-    """Return the first tickets in an order, after `last` (a sort value and an id) if given.
-
-    `matches` is what `estimate` says, if that is known.
-    """
-    whose = wanted.whose(scope)
-    if whose is not None:
-        ways = ["own" if await _few_assigned(conn, whose) else "own of many"]
-    elif wanted.q is None:
-        ways = ["all"]
-    else:
+    """Return the tickets that are asked for, each with the `value` that it is sorted by."""
+    if asked.by_estimate:
         if matches is None:
-            matches = await estimate(conn, wanted, scope=scope)
+            matches = await estimate(conn, asked.wanted)
         ways = _ways(matches)
+    else:
+        whose = asked.wanted.whose(asked.scope)
+        few = whose is not None and await _few_assigned(conn, whose)
+        ways = ["all" if whose is None else "own" if few else "own of many"]
     found: Sequence[Any] = ()
     for way in ways:
-        query, values = _statement(way, wanted, scope, sort, last, count, offset)
+        query, values = _statement(way, asked)
         found = await conn.fetch(rows.SHOWN[show].format(query), *values)
-        if len(found) == count:
+        if len(found) == asked.count:
             break
     return found
 
 
 def _ways(matches: int) -> list[str]:
-    """Return the ways to find words, one after the other until a page is full."""
+    """Return the ways to find words in everybody's, one after the other until a page is full."""
     if matches <= _FEW:
         return ["index"]
     if matches <= _MOST_SORTED:
         return ["near", "index"]
     if matches <= _MOST_SORTED_AT_LAST:
         return ["near", "far", "index"]
-    return ["near", "far", "walk"]
+    return ["near", "far", "all"]
 
 
-async def estimate(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
+async def estimate(conn: Any, wanted: Filter) -> int:
     """Return about how many of everybody's tickets have the words, as the planner believes."""
-    read = Words.read(wanted.q or "")
-    where = narrowing.conditions(wanted, *read.values)
+    sought = Words.read(wanted.q or "")
+    where = narrowing.conditions(wanted, *sought.values)
     query = f"""
         EXPLAIN (FORMAT json) SELECT FROM tickets t
-        WHERE {where} AND {words.indexed(read, internal=scope is None)}
+        WHERE {where} AND {words.indexed(sought, internal=True)}
     """  # noqa: S608 - conditions are literals, values are parameters
     plan = orjson.loads(await conn.fetchval(query, *where.values))
     return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def column(sort: str) -> str:
+    """Return the column of an order."""
+    return SORTS[sort.removeprefix("-")]
+
+
+def direction(sort: str) -> str:
+    """Return the direction of an order."""
+    return "DESC" if sort.startswith("-") else "ASC"
+
+
+def place(window: Window, sort: str) -> Sequence[Any] | None:
+    """Return the sort value and the id that a page begins after, if it is not the first."""
+    if window.cursor is None:
+        return None
+    kind = datetime if sort.removeprefix("-") in _TIMES else int
+    return decode_cursor(window.cursor, sort, (kind, UUID))
+
+
+def after(where: Where, sort: str, last: Sequence[Any] | None) -> str:
+    """Return the condition that a ticket comes after a place, whose values are given to `where`."""
+    if last is None:
+        return "true"
+    where.values.extend(last)
+    at = len(where.values)
+    # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
+    cast = "" if sort.removeprefix("-") in _TIMES else "::bigint"
+    beyond = "<" if sort.startswith("-") else ">"
+    return f"({column(sort)}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
 
 
 async def _few_assigned(conn: Any, whose: UUID) -> bool:
@@ -139,12 +171,7 @@ async def _few_assigned(conn: Any, whose: UUID) -> bool:
 
 
 async def _ranked(
-    conn: Any,
-    wanted: Filter,
-    scope: UUID | None,
-    window: Window,
-    matches: int | None,
-    show: Show,
+    conn: Any, wanted: Filter, *, scope: UUID | None, window: Window, matches: int | None
 ) -> Page[Any]:
     """Return one page of the newest matches, the best first; its cursor counts them."""
     skip = window.offset
@@ -152,95 +179,123 @@ async def _ranked(
         [skip] = decode_cursor(window.cursor, RELEVANCE, (int,))
     # A cursor may hold any bigint.
     skip = min(max(0, skip), MOST_RANKED)
-    newest_ones = await newest(conn, wanted, scope=scope, count=MOST_RANKED, matches=matches)
-    read = Words.read(wanted.q or "")
+    found = await newest(conn, Asked(wanted, scope, MOST_RANKED), matches=matches)
+    sought = Words.read(wanted.q or "")
     query = f"""
-        SELECT t.id, {words.rank(read, internal=scope is None)} AS value
-        FROM tickets t WHERE t.id = ANY (${len(read.values) + 1}::uuid[])
+        SELECT t.id, {words.rank(sought, internal=scope is None)} AS value
+        FROM tickets t WHERE t.id = ANY (${len(sought.values) + 1}::uuid[])
         ORDER BY value DESC, t.created_at DESC, t.id DESC
         LIMIT {window.limit + 1:d} OFFSET {skip:d}
     """  # noqa: S608 - literals of the store
-    found = await conn.fetch(
-        rows.SHOWN[show].format(query), *read.values, [row["id"] for row in newest_ones]
-    )
-    return Page.cut(found, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
+    ids = [row["id"] for row in found]
+    best = await conn.fetch(rows.SHOWN["rows"].format(query), *sought.values, ids)
+    return Page.cut(best, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
 
 
-def _statement(
-    way: str,
-    wanted: Filter,
-    scope: UUID | None,
-    sort: str,
-    last: Sequence[Any] | None,
-    count: int,
-    offset: int,
-) -> tuple[str, list[Any]]:
-    """Return the statement that finds a page in one way, and its values."""
-    name = sort.removeprefix("-")
-    column = SORTS[name]
-    direction, beyond = ("DESC", "<") if sort.startswith("-") else ("ASC", ">")
-    read = None if wanted.q is None else Words.read(wanted.q)
-    where = narrowing.conditions(wanted, *(read.values if read else ()))
-    after = "true"
-    if last is not None:
-        # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
-        cast = "" if name in TIMES else "::bigint"
-        where.values.extend(last)
-        at = len(where.values)
-        after = f"({column}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
-    match = words.indexed(read, internal=scope is None) if read else "true"
-    walked = words.walked(read, internal=scope is None) if read else "true"
-    order = f"ORDER BY value {direction}, id {direction}"
-    page = f"LIMIT {count:d} OFFSET {offset:d}"
-    if way in ("near", "far"):
-        reach = f"{_NEAR:d}" if way == "near" else f"{_FAR:d}"
-        query = f"""
-            SELECT id, value FROM (
-                SELECT t.*, {column} AS value FROM tickets t WHERE {after} {order} LIMIT {reach}
-            ) AS t WHERE {where} AND {walked} {order} {page}
-        """  # noqa: S608 - conditions are literals, values are parameters
-    elif way == "index":
-        query = f"""
-            WITH hits AS MATERIALIZED (
-                SELECT t.id, {column} AS value FROM tickets t
-                WHERE {after} AND {where} AND {match}
-            ) SELECT id, value FROM hits {order} {page}
-        """  # noqa: S608 - as above
-    elif way.startswith("own"):
-        where.values.append(wanted.whose(scope))
-        whose = f"${len(where.values)}"
-        conditions = f"{after} AND {where} AND {match}"
-        # Each side gives as many as the page could need of it.
-        each = f"{order} LIMIT {offset + count:d}"
-        # The inner LIMIT keeps the planner from walking over everybody's for somebody's few.
-        assigned = (
-            "JOIN tickets t ON t.id = o.ticket_id"
-            if way == "own of many"
-            else ("CROSS JOIN LATERAL (SELECT * FROM tickets WHERE id = o.ticket_id LIMIT 1) AS t")
-        )
-        query = f"""
-            SELECT id, value FROM (
-                (SELECT t.id, {column} AS value FROM tickets t
-                 WHERE t.reporter_id = {whose} AND {conditions} {each})
-                UNION
-                (SELECT t.id, {column} AS value FROM ticket_assignees o {assigned}
-                 WHERE o.user_id = {whose} AND {conditions} {each})
-            ) AS own {order} {page}
-        """  # noqa: S608 - as above
-    else:
-        query = f"""
-            SELECT t.id, {column} AS value FROM tickets t
-            WHERE {after} AND {where} AND {walked} {order} {page}
-        """  # noqa: S608 - as above
+def _statement(way: str, asked: Asked) -> tuple[str, list[Any]]:
+    """Return the statement that finds tickets in one way, and its values."""
+    if way == "near":
+        return _newest_first(asked, _NEAR)
+    if way == "far":
+        return _newest_first(asked, _FAR)
+    if way == "index":
+        return _by_index(asked)
+    if way == "all":
+        return _walking(asked)
+    return _own(asked, "a few" if way == "own" else "many")
+
+
+def _where(asked: Asked) -> Where:
+    return narrowing.conditions(asked.wanted, *(asked.words.values if asked.words else ()))
+
+
+def _page(asked: Asked) -> str:
+    """Return the order of what is found, and how much of it is asked for."""
+    by = direction(asked.sort)
+    return f"ORDER BY value {by}, id {by} LIMIT {asked.count:d} OFFSET {asked.offset:d}"
+
+
+def _match(asked: Asked) -> str:
+    if asked.words is None:
+        return "true"
+    return words.indexed(asked.words, internal=asked.scope is None)
+
+
+def _walked(asked: Asked) -> str:
+    return words.walked(asked.words) if asked.words is not None else "true"
+
+
+def _newest_first(asked: Asked, reach: int) -> tuple[str, list[Any]]:
+    """Look at so many, in their order."""
+    where, by = _where(asked), direction(asked.sort)
+    there = after(where, asked.sort, asked.last)
+    query = f"""
+        SELECT id, value FROM (
+            SELECT t.*, {column(asked.sort)} AS value FROM tickets t WHERE {there}
+            ORDER BY value {by}, id {by} LIMIT {reach:d}
+        ) AS t WHERE {where} AND {_walked(asked)} {_page(asked)}
+    """  # noqa: S608 - conditions are literals, values are parameters
+    return query, where.values
+
+
+def _by_index(asked: Asked) -> tuple[str, list[Any]]:
+    """Sort all that an index finds."""
+    where = _where(asked)
+    there = after(where, asked.sort, asked.last)
+    query = f"""
+        WITH hits AS MATERIALIZED (
+            SELECT t.id, {column(asked.sort)} AS value FROM tickets t
+            WHERE {there} AND {where} AND {_match(asked)}
+        ) SELECT id, value FROM hits {_page(asked)}
+    """  # noqa: S608 - as above
+    return query, where.values
+
+
+def _walking(asked: Asked) -> tuple[str, list[Any]]:
+    """Look at all, in their order, until there are enough."""
+    where = _where(asked)
+    there = after(where, asked.sort, asked.last)
+    query = f"""
+        SELECT t.id, {column(asked.sort)} AS value FROM tickets t
+        WHERE {there} AND {where} AND {_walked(asked)} {_page(asked)}
+    """  # noqa: S608 - as above
+    return query, where.values
+
+
+# The LIMIT keeps the planner from walking over everybody's for somebody's few.
+_ASSIGNED = {
+    "a few": "CROSS JOIN LATERAL (SELECT * FROM tickets WHERE id = o.ticket_id LIMIT 1) AS t",
+    "many": "JOIN tickets t ON t.id = o.ticket_id",
+}
+
+
+def _own(asked: Asked, assigned: Literal["a few", "many"]) -> tuple[str, list[Any]]:
+    """Merge what somebody reported and what is assigned to them."""
+    where, by = _where(asked), direction(asked.sort)
+    there = after(where, asked.sort, asked.last)
+    where.values.append(asked.wanted.whose(asked.scope))
+    whose = f"${len(where.values)}"
+    conditions = f"{there} AND {where} AND {_match(asked)}"
+    # Each side gives as many as the page could need of it.
+    each = f"ORDER BY value {by}, id {by} LIMIT {asked.offset + asked.count:d}"
+    query = f"""
+        SELECT id, value FROM (
+            (SELECT t.id, {column(asked.sort)} AS value FROM tickets t
+             WHERE t.reporter_id = {whose} AND {conditions} {each})
+            UNION
+            (SELECT t.id, {column(asked.sort)} AS value
+             FROM ticket_assignees o {_ASSIGNED[assigned]}
+             WHERE o.user_id = {whose} AND {conditions} {each})
+        ) AS own {_page(asked)}
+    """  # noqa: S608 - as above
     return query, where.values
 
 
 async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
     """Return how many tickets a list has in all; costly on large desks, so only when asked."""
-    read = None if wanted.q is None else Words.read(wanted.q)
-    where = narrowing.conditions(wanted, *(read.values if read else ()))
-    if read is not None:
-        where.add(words.indexed(read, internal=scope is None))
+    asked = Asked(wanted, scope, 0)
+    where = _where(asked)
+    where.add(_match(asked))
     whose = wanted.whose(scope)
     if whose is not None:
         where.add(narrowing.OWN, whose)

@@ -16,6 +16,7 @@ import asyncpg
 
 from itdesk.model import Category, Status
 from itdesk.store import matching
+from itdesk.store.matching import Asked
 from itdesk.store.narrowing import Filter
 
 # How many candidates each way of asking may give, and how few are too few to stop.
@@ -87,9 +88,8 @@ async def candidates(
     found: dict[UUID, None] = {}
     for q, count in zip(_questions(words), _EACH, strict=False):
         try:
-            page = await matching.newest(
-                conn, Filter(q=q, status=status), scope=scope, count=count, last=before
-            )
+            asked = Asked(Filter(q=q, status=status), scope, count, last=before)
+            page = await matching.newest(conn, asked)
         except asyncpg.QueryCanceledError:
             continue
         found.update((row["id"], None) for row in page if row["id"] != but)

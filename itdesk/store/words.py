@@ -34,22 +34,24 @@ class Words:
         return cls(typed[: last.start(1)], last[1], beginning)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Return what `query` names as $1 and $2."""
+        return tuple(text for text in (self.whole, self.last) if text) or ("",)
+
+    @property
     def values(self) -> tuple[str, ...]:
-        """Return the texts that the conditions name as $1, $2 ..."""
-        return tuple(text for text in (self.whole, self.last, self.key) if text) or ("",)
+        """Return what the conditions name as $1, $2 ..."""
+        return (*self.texts, self.key) if self.key else self.texts
 
 
-def query(read: Words) -> str:
+def query(sought: Words) -> str:
     """Return the words as PostgreSQL's text search reads them, as SQL."""
-    parts = []
-    if read.whole or not read.last:
-        parts.append("websearch_to_tsquery('english', $1::text)")
-    if read.last:
-        n = f"${2 if read.whole else 1}::text"
-        parts.append(
-            f"(websearch_to_tsquery('english', {n}) || to_tsquery('english', {n} || ':*'))"
-        )
-    return f"({' && '.join(parts)})"
+    whole = "websearch_to_tsquery('english', $1::text)"
+    if not sought.last:
+        return whole
+    n = f"${len(sought.texts)}::text"
+    last = f"(websearch_to_tsquery('english', {n}) || to_tsquery('english', {n} || ':*'))"
+    return f"({whole} && {last})" if sought.whole else last
 
 
 def vector(*, internal: bool) -> str:
@@ -57,33 +59,31 @@ def vector(*, internal: bool) -> str:
     return "(t.search || t.search_internal)" if internal else "t.search"
 
 
-def indexed(read: Words, *, internal: bool) -> str:
+def indexed(sought: Words, *, internal: bool) -> str:
     """Return the condition that an index finds."""
-    return f"({vector(internal=internal)} @@ {query(read)}{_or_key(read)})"
+    return f"({vector(internal=internal)} @@ {query(sought)}{_or_key(sought)})"
 
 
-def walked(read: Words, *, internal: bool) -> str:
-    """Return the same, looked for row by row: no index fits, and most rows have but one vector."""
-    if not internal:
-        return f"((t.search @@ {query(read)}) IS TRUE{_or_key(read)})"
-    return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {query(read)}
-        ELSE (t.search || t.search_internal) @@ {query(read)} END{_or_key(read)})"""
+def walked(sought: Words) -> str:
+    """Return the same with what is internal, row by row: no index fits, most have one vector."""
+    return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {query(sought)}
+        ELSE (t.search || t.search_internal) @@ {query(sought)} END{_or_key(sought)})"""
 
 
-def rank(read: Words, *, internal: bool) -> str:
+def rank(sought: Words, *, internal: bool) -> str:
     """Return how well a ticket fits; the one whose key was typed fits best."""
-    fits = f"ts_rank({vector(internal=internal)}, {query(read)})"
-    if not read.key:
+    fits = f"ts_rank({vector(internal=internal)}, {query(sought)})"
+    if not sought.key:
         return fits
-    return f"{fits} + ({_key_begins(read)})::int + (t.key = ${len(read.values)})::int"
+    return f"{fits} + ({_key_begins(sought)})::int + (t.key = ${len(sought.values)})::int"
 
 
-def _or_key(read: Words) -> str:
-    return f" OR {_key_begins(read)}" if read.key else ""
+def _or_key(sought: Words) -> str:
+    return f" OR {_key_begins(sought)}" if sought.key else ""
 
 
-def _key_begins(read: Words) -> str:
+def _key_begins(sought: Words) -> str:
     # LIKE finds no index for a value that is not known when the statement is planned. Byte by
     # byte, no character of a key comes after a tilde.
-    n = f"${len(read.values)}::text"
+    n = f"${len(sought.values)}::text"
     return f"t.key ~>=~ {n} AND t.key ~<~ ({n} || '~')"

@@ -30,6 +30,8 @@ TICKET = """
 """
 READ = f"{TICKET} WHERE t.id = $1"
 LIST = f"{TICKET} WHERE t.status = 'open' ORDER BY t.created_at DESC, t.id DESC LIMIT 50"
+LISTS = f"""{TICKET} WHERE t.department = $1
+            ORDER BY t.created_at DESC, t.id DESC LIMIT 50"""
 SEARCH = f"""{TICKET} WHERE t.search @@ websearch_to_tsquery('english', $1)
              ORDER BY t.created_at DESC, t.id DESC LIMIT 25"""
 CREATE = """
@@ -79,7 +81,13 @@ async def _connection(url: str) -> Any:
     conn = await asyncpg.connect(url, server_settings={"jit": "off"})
     return {
         name: await conn.prepare(query)
-        for name, query in (("read", READ), ("list", LIST), ("search", SEARCH), ("create", CREATE))
+        for name, query in (
+            ("read", READ),
+            ("list", LIST),
+            ("lists", LISTS),
+            ("search", SEARCH),
+            ("create", CREATE),
+        )
     }
 
 
@@ -99,8 +107,12 @@ def build(pool: Pool) -> web.Application:
         return _answer(dict(row))
 
     async def latest(request: web.Request) -> web.Response:
+        department = request.query.get("department")
         async with pool.lent() as statements:
-            rows = await statements["list"].fetch()
+            if department is None:
+                rows = await statements["list"].fetch()
+            else:
+                rows = await statements["lists"].fetch(department)
         return _answer([dict(row) for row in rows])
 
     async def search(request: web.Request) -> web.Response:

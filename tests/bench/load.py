@@ -63,9 +63,9 @@ def paths(case: str, target: Target, filled: Filled, dice: Random) -> Sequence[s
         case "list":
             return [f"{prefix}/tickets?status=open&limit=50" if prefix else "/tickets"]
         case "lists":
-            # Of 20 departments: others than the one list that everybody looks at.
-            own = [f"{prefix}/tickets?limit=50&department=Department%20{n}" for n in range(20)]
-            return own if prefix else ["/tickets"]
+            # Lists that not everybody looks at at the same moment: of 20 departments.
+            size = "limit=50&" if prefix else ""
+            return [f"{prefix}/tickets?{size}department=Department%20{n}" for n in range(20)]
         case "create":
             return [f"{prefix}/tickets"]
         case "ping":

@@ -189,12 +189,14 @@ async def read(id: UUID, session: Session, caller: Caller) -> TicketOut:
 
 
 @app.get("/tickets")
-async def latest(session: Session, caller: Caller) -> list[TicketOut]:
-    """List the newest open tickets."""
+async def latest(
+    session: Session, caller: Caller, department: str | None = None
+) -> list[TicketOut]:
+    """List the newest tickets that are open, or of a department."""
+    narrow = Ticket.status == "open" if department is None else Ticket.department == department
     found = await session.scalars(
-        select(Ticket).options(*WHOLE).where(Ticket.status == "open")
-        .order_by(Ticket.created_at.desc()).limit(50)
-    )  # fmt: skip
+        select(Ticket).options(*WHOLE).where(narrow).order_by(Ticket.created_at.desc()).limit(50)
+    )
     return [TicketOut.model_validate(ticket) for ticket in found]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from itdesk.desk.together import MOST, Together
 from itdesk.errors import Unavailable
 from itdesk.store.db import Database
-from itdesk.store.together import MOST, Together
 
 
 class Squares:
