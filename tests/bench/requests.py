@@ -44,15 +44,15 @@ def measure(
     return samples
 
 
-def figures(samples: Samples) -> Iterator[Figure]:
-    """Yield the ratios with their targets (T1 to T4)."""
+def figures(samples: Samples, *, room: float = 1.0) -> Iterator[Figure]:
+    """Yield the ratios with their targets (T1 to T4), of which `room` has to be reached."""
     for case, servers in samples.taken.items():
-        least, multiple = TARGETS.get(case, (None, None))
+        least, multiple = (share * room for share in TARGETS.get(case, (0.0, 0.0)))
         yield Figure(f"{case}: part of the limit", samples.ratio(case, "itdesk", "limit"),
-                     at_least=least)  # fmt: skip
+                     at_least=least or None)  # fmt: skip
         if "peer" in servers:
             yield Figure(f"{case}: times the peer", samples.ratio(case, "itdesk", "peer"), "x",
-                         at_least=multiple)  # fmt: skip
+                         at_least=multiple or None)  # fmt: skip
 
 
 def cost(world: World, case: str, *, seconds: int, seed: int = 1) -> float:
