@@ -4,7 +4,7 @@ They are apart from those of the desk's daily work, which so never waits for a s
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from itdesk.config import Settings
@@ -21,31 +21,42 @@ class Reads:
     def __init__(self, url: str, settings: Settings) -> None:
         self._report_ms = settings.tickets.report_seconds * 1000
         limits = Limits(
-            connections=max(2, settings.database.pool_max // 2),
+            connections=max(2, settings.database.pool_max // 4),
             connect_seconds=settings.database.connect_seconds,
             acquire_seconds=settings.database.acquire_seconds,
             command_seconds=settings.database.command_seconds + settings.tickets.report_seconds,
         )
-        self._db = Database(
-            url,
-            limits,
-            settings={
+
+        def reading(plans: str) -> Database:
+            bounds = {
                 "default_transaction_read_only": "on",
-                # A search has its way fixed in its statement; planning it takes longer than most.
-                "plan_cache_mode": "force_generic_plan",
                 "statement_timeout": str(settings.tickets.search_milliseconds),
-            },
-        )
+                "plan_cache_mode": plans,
+            }
+            return Database(url, limits, settings=bounds)
+
+        # How frequent a value is decides the plan.
+        self._db = reading("force_custom_plan")
+        # But for words alone, whose way is fixed in the statement: planning takes longer than most.
+        self._for_words = reading("force_generic_plan")
 
     async def close(self) -> None:
         """Close the connections."""
         await self._db.close()
+        await self._for_words.close()
+
+    def searching(self, *, advice: str = _NARROW) -> AbstractAsyncContextManager[Any]:
+        """Lend a connection for searching; Unavailable, with advice, when it takes too long."""
+        return self._lent(self._db, advice)
+
+    def searching_words(self) -> AbstractAsyncContextManager[Any]:
+        """Lend one for words in everybody's tickets and nothing else, to be found the same way."""
+        return self._lent(self._for_words, _NARROW)
 
     @asynccontextmanager
-    async def searching(self, *, advice: str = _NARROW) -> AsyncIterator[Any]:
-        """Lend a connection for searching; Unavailable, with advice, when it takes too long."""
+    async def _lent(self, db: Database, advice: str) -> AsyncIterator[Any]:
         try:
-            async with self._db.connection() as conn:
+            async with db.connection() as conn:
                 yield conn
         except Overdue as exc:
             raise Unavailable(
@@ -63,9 +74,7 @@ class Reads:
                 conn.transaction(isolation="repeatable_read", readonly=True),
             ):
                 await conn.execute(
-                    """SELECT set_config('statement_timeout', $1, true),
-                              set_config('plan_cache_mode', 'force_custom_plan', true)""",
-                    str(self._report_ms),
+                    "SELECT set_config('statement_timeout', $1, true)", str(self._report_ms)
                 )
                 yield conn
         except Overdue as exc:

@@ -1,7 +1,9 @@
 """Searching: tickets with the places of the words, and how the matches divide, in one answer."""
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from itdesk.desk.reads import Reads
@@ -47,7 +49,7 @@ class Search:
         """Return one page of the tickets found among those that the caller may see."""
         scope = caller.scope
         matches = await self._matches(wanted, scope)
-        async with self._reads.searching() as conn:
+        async with self._lent(wanted, scope) as conn:
             page = await listing.list_page(
                 conn, wanted, scope=scope, sort=sort, window=window, matches=matches
             )
@@ -60,7 +62,7 @@ class Search:
         """Return such a page with the places of the words, and how all matches divide."""
         scope = caller.scope
         matches = await self._matches(wanted, scope)
-        async with self._reads.searching() as conn:
+        async with self._lent(wanted, scope) as conn:
             page = await listing.list_page(
                 conn, wanted, scope=scope, sort=sort, window=window, matches=matches
             )
@@ -71,6 +73,11 @@ class Search:
                 divided = await findings.facets(conn, wanted, scope=scope, matches=matches)
         hits = [Hit(row, marked.get(id, ())) for id, row in zip(ids, page.items, strict=True)]
         return Findings(hits, divided, page.next_cursor)
+
+    def _lent(self, wanted: Filter, scope: UUID | None) -> AbstractAsyncContextManager[Any]:
+        if scope is None and wanted == Filter(q=wanted.q):
+            return self._reads.searching_words()
+        return self._reads.searching()
 
     async def _matches(self, wanted: Filter, scope: UUID | None) -> int | None:
         """Return about how many of everybody's tickets match, where that decides the way."""

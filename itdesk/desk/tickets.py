@@ -115,7 +115,10 @@ class Tickets:
             return await tickets.find(conn, ref, scope=caller.scope)
 
     async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
-        """Return the ticket named by id, key or number as JSON spells it, if it may be seen."""
+        """Return the ticket named by id, key or number as JSON spells it, if it may be seen.
+
+        It is for reading only: others who ask at the same moment are given the same.
+        """
         column, value = tickets.reference(ref)
         row = await self._named.ask(column, (value, caller.scope))
         if row is None:
@@ -136,7 +139,10 @@ class Tickets:
         sort: str,
         window: Window,
     ) -> Page[listing.TicketRow]:
-        """Return one page of the tickets that the caller may see, as JSON spells them."""
+        """Return one page of the tickets that the caller may see, as JSON spells them.
+
+        It is for reading only: others who ask at the same moment are given the same.
+        """
         if wanted.q is not None:
             return await self._search.page(caller, wanted, sort=sort, window=window)
         question = _List(wanted, caller.scope, sort, window)

@@ -67,7 +67,8 @@ class Together(Generic[L, Q, A]):
             async with self._db.connection() as conn:
                 answers = await self._read(conn, lane, asked)
         except Exception as exc:
-            for _, waiter in others:
+            # All who wait are told, for they would fail one after the other.
+            for _, waiter in (*others, *waiting):
                 if not waiter.done():
                     waiter.set_exception(exc)
             raise

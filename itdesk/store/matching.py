@@ -124,7 +124,7 @@ async def estimate(conn: Any, wanted: Filter) -> int:
     where = narrowing.conditions(wanted, *sought.values)
     query = f"""
         EXPLAIN (FORMAT json) SELECT FROM tickets t
-        WHERE {where} AND {words.indexed(sought, internal=True)}
+        WHERE {where} AND {words.estimated(sought)}
     """  # noqa: S608 - conditions are literals, values are parameters
     plan = orjson.loads(await conn.fetchval(query, *where.values))
     return int(plan[0]["Plan"]["Plan Rows"])

@@ -45,6 +45,19 @@ def paths(world: World, dice: Random) -> Mapping[str, list[str]]:
         "search filtered": [
             _tickets(q=word("common", dice), status="open", priority="low") for _ in times
         ],
+        "search in a department": [
+            _tickets(
+                q=word("common", dice),
+                department=f"Department {dice.randrange(5) * 4}",
+                category="network",
+                status="blocked",
+            )
+            for _ in times
+        ],
+        "search in one's own": [
+            f"/api/v1/tickets/my?{urlencode({'limit': 25, 'q': word('common', dice)})}"
+            for _ in times
+        ],
         "search with facets": [
             f"/api/v1/tickets/search?facets=true&q={word('middle', dice)}" for _ in range(20)
         ],

@@ -122,7 +122,7 @@ async def test_a_failure_is_told_to_all_who_were_asked_for_and_to_nobody_later(
     first = await squares.asks(1)
     tasks = await squares.asks(2, 3)
     squares.permit()
-    await first[0]
+    await squares.answers(first)
     squares.failing = Unavailable("away")
     squares.permit()
     said = await squares.answers(tasks)
@@ -130,6 +130,17 @@ async def test_a_failure_is_told_to_all_who_were_asked_for_and_to_nobody_later(
     squares.failing = None
     squares.permit()
     assert await squares.together.ask("one", 4) == 16
+
+
+async def test_when_it_fails_nobody_waits_for_a_failure_of_his_own(db: Database) -> None:
+    """R-24: a database that is away costs one wait, however many ask."""
+    squares = Squares(db)
+    tasks = await squares.asks(*range(1, 3 * MOST))
+    squares.failing = Unavailable("away")
+    squares.permit()
+    said = await squares.answers(tasks)
+    assert [type(one) for one in said] == [Unavailable] * len(tasks)
+    assert squares.asked == [[1]]
 
 
 async def test_inside_a_transaction_one_asks_alone_and_sees_its_changes(db: Database) -> None:
