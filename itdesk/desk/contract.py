@@ -123,7 +123,13 @@ _PATH = re.compile(r"(/(?!\.\.?(/|$))[^/]+)+")
 def _is_route(route: Any) -> bool:
     """Return whether this can be served; the class itself belongs to a layer above."""
     is_one = is_dataclass(route) and type(route).__name__ == "Route"
-    return is_one and callable(route.handler) and _PATH.fullmatch(route.path) is not None
+    if not is_one:
+        return False
+    for model in (route.body, route.query):
+        if model is not None:
+            # Else the first who asks would be the one to find that it cannot be read.
+            model.model_rebuild()
+    return callable(route.handler) and _PATH.fullmatch(route.path) is not None
 
 
 # Also a label of metrics.

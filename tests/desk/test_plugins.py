@@ -533,6 +533,30 @@ async def test_routes_cannot_leave_the_plugins_own_path(rig: Rig) -> None:
     assert {plugins.status()[name].state for name in ("bad", "ugly", "none")} == {"broken"}
 
 
+UNREADABLE = """
+@hookimpl
+def itdesk_routes(self):
+    from itdesk.api.route import Body, Query, Route, Who
+    class Strange: ...
+    class Asked({of}):
+        one: Strange
+    async def handler(call): ...
+    return [Route(id="X1", method="POST", path="/x", handler=handler, who=Who.PUBLIC, tag="x",
+                  {what}=Asked)]
+"""
+
+
+@pytest.mark.parametrize(("of", "what"), [("Body", "body"), ("Query", "query")])
+async def test_a_route_whose_model_cannot_be_built_is_found_at_the_start(
+    rig: Rig, of: str, what: str
+) -> None:
+    """Not by whoever asks first, and not by who wants to read /openapi.json."""
+    rig.drop("bad", UNREADABLE.format(of=of, what=what))
+    plugins = rig.load(bad={})
+    assert not await plugins.routes()
+    assert plugins.status()["bad"].state == "broken"
+
+
 WORK = """
 @hookimpl
 async def itdesk_jobs(self, desk):
