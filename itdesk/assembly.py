@@ -151,6 +151,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         await plugins.metrics(metrics)
         await stack.enter_async_context(plugins.lifespan(desk))
         await _open_files(desk, keys)
+        stack.callback(desk.scans.close)
         if settings.mail.plugin is not None:
             mail.mailer = (await plugins.mailers(desk)).get(settings.mail.plugin)
         await _open_assist(desk)

@@ -8,8 +8,10 @@ under the epoch of the claim: a scanner that was overtaken writes nothing and re
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from itdesk import archives
@@ -74,6 +76,8 @@ class Scans:
         self._limits = limits
         self._allowed_types = allowed_types
         self._clock = clock
+        # A walk may last as long as a scan may: not in a thread of those that all others share.
+        self._walkers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="archives")
         self._backlog = metrics.gauge("itdesk_scan_backlog", "Uploaded files that wait for a scan.")
         self._oldest = metrics.gauge(
             "itdesk_scan_oldest_seconds",
@@ -89,6 +93,10 @@ class Scans:
         self._seconds = metrics.histogram(
             "itdesk_scan_seconds", "How long a scan takes, from claim to verdict."
         )
+
+    def close(self) -> None:
+        """Let the threads end when they have nothing more to do."""
+        self._walkers.shutdown(wait=False)
 
     @property
     def problems(self) -> dict[str, list[str]]:
@@ -238,7 +246,8 @@ class Scans:
     async def judge(self, held: Claim, path: Path) -> Outcome:
         """Ask the archive walk and every engine; CLEAN needs the word of all of them."""
         seconds = self._settings.timeout_seconds + held.size / (4 << 20)
-        finding = await asyncio.to_thread(archives.walk, path, self._limits, seconds=seconds)
+        walk = partial(archives.walk, path, self._limits, seconds=seconds)
+        finding = await asyncio.get_running_loop().run_in_executor(self._walkers, walk)
         if finding is not None:
             return Outcome(ScanStatus.FAILED, engine="archive walk", reason=finding.reason)
         verdicts = await self._panel.ask(path, size=held.size, seconds=seconds)
