@@ -43,7 +43,7 @@ LARGEST_FRAME = 65_536
 GOODBYE_SECONDS = 4.0
 # Who authenticates and says nothing more for so long hears everything.
 SILENCE_SECONDS = 1.0
-# So many ignored frames in a row are a flood.
+# So many ignored frames of one websocket are a flood.
 MOST_IGNORED = 1_000
 # The kernel shall not take much for a client that reads nothing: it could not be closed in order.
 SEND_BUFFER = 131_072
