@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
-import orjson
 import pytest
 
 from itdesk.api import ROUTES
-from tests.support.daemon import Live, Person, live_on, make_daemon, wait
+from tests.support.assist import chat, streamed
+from tests.support.daemon import Live, live_on, make_daemon, wait
 from tests.support.ollama import FakeOllama, ollama_beside
 from tests.support.postgres import Server
 
@@ -67,12 +67,6 @@ def model(ollama: FakeOllama) -> Iterator[FakeOllama]:
     ollama.reset()
     yield ollama
     ollama.reset()
-
-
-async def chat(person: Person, *said: str, **more: Any) -> Any:
-    """Return the answer to somebody who says these things."""
-    messages = [{"role": "user", "content": one} for one in said]
-    return (await person.post("/ai/chat", {"messages": messages, **more})).expect(200)
 
 
 def is_classification(found: Any) -> None:
@@ -289,17 +283,6 @@ async def test_the_model_is_asked_by_name_and_its_answer_is_used(
         "low", "medium", "high", "critical",
     ]  # fmt: skip
     assert "VPN down" in asked.body["prompt"] and "VPN down" not in asked.body["system"]
-
-
-async def streamed(person: Person, *said: str) -> tuple[list[Any], Any]:
-    """Return the previews and the answer of a chat that is streamed."""
-    messages = [{"role": "user", "content": one} for one in said]
-    answer = await person.post("/ai/chat", {"messages": messages, "stream": True})
-    assert answer.status == 200 and answer.headers["Content-Type"] == "application/x-ndjson"
-    *previews, last = [orjson.loads(line) for line in answer.raw.splitlines()]
-    assert all(set(one) == {"type", "text"} and one["type"] == "delta" for one in previews)
-    assert last.pop("type") == "answer"
-    return previews, last
 
 
 async def test_a_reply_can_be_read_while_it_is_written(modelled: Live, model: FakeOllama) -> None:

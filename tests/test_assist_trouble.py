@@ -1,7 +1,6 @@
 """P-09: whatever Ollama does, an answer comes in time, from rules, and says so."""
 
 import asyncio
-import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support.assist import metric
 from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
 from tests.support.ollama import MEBIBYTE, FakeOllama, Mode, ollama_beside
@@ -77,17 +77,6 @@ async def answered(desk: Live, source: str, person: Person | None = None) -> boo
     """Return whether this is who answers now."""
     found = (await (person or desk.admin).post("/ai/classify", TICKET)).expect(200)
     return bool(found["source"] == source)
-
-
-async def metric(desk: Live, name: str, **labels: str) -> float:
-    """Return the sum of a metric's samples that have these labels."""
-    text = (await desk.nobody.call("GET", "/metrics")).raw.decode()
-    total = 0.0
-    for line in text.splitlines():
-        match = re.match(rf"{name}(?:\{{(.*)\}})? (\S+)$", line)
-        if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
-            total += float(match[2])
-    return total
 
 
 async def timed(asked: Any) -> tuple[Any, float]:

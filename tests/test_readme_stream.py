@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Live, Person
+from tests.support.daemon import Live, Person, started
+from tests.support.ollama import ollama_beside
+from tests.support.postgres import Server
 from tests.test_readme import _blocks
 
 PATIENCE = 30.0
@@ -40,7 +42,8 @@ async def running(live: Live, who: Person, *command: str) -> AsyncIterator[Proce
     try:
         yield process
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 
@@ -67,7 +70,7 @@ async def change_until_seen(process: Process, who: Person) -> None:
 
 async def test_the_python_client_works_as_written(live: Live, tmp_path: Path) -> None:
     """S2-05: it tells of a new ticket and of what is said on it."""
-    (code,) = _blocks("Live updates", "python")
+    (code, _) = _blocks("Live updates", "python")
     (tmp_path / "follow.py").write_text(code)
     agent = await live.person("agent")
     async with running(live, agent, sys.executable, str(tmp_path / "follow.py")) as process:
@@ -76,6 +79,27 @@ async def test_the_python_client_works_as_written(live: Live, tmp_path: Path) ->
         await said(process, f"ticket.created {ticket['key']} 1")
         (await agent.post(f"/tickets/{ticket['key']}/comments", {"body": "Yes"})).expect(201)
         await said(process, f"comment.added {ticket['key']} 2")
+
+
+async def test_the_python_client_of_the_chat_works_as_written(
+    pg_server: Server, tmp_path: Path
+) -> None:
+    """R63 on the websocket: it shows pieces of a reply, then the answer; or why there is none."""
+    (_, code) = _blocks("Live updates", "python")
+    (tmp_path / "ask.py").write_text(code)
+    command = (sys.executable, str(tmp_path / "ask.py"), "My gadget is odd")
+    reply = "Turn it off, count to ten and turn it on again. " * 4
+    with ollama_beside() as model:
+        model.mode, model.seconds_a_token = "slow", 0.01
+        model.says = lambda prompt, schema: {"reply": reply.strip(), "action": None}
+        async with started(pg_server, OLLAMA_BASE_URL=model.url) as live:
+            async with running(live, live.admin, *command) as process:
+                out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+            preview, answer = out.decode().splitlines()
+            assert preview and reply.startswith(preview)
+            assert answer == f"Answer: {reply.strip()}"
+            async with running(live, Person(live.url, "nonsense"), *command) as process:
+                assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
 
 
 @pytest.mark.skipif(not _has_websockets(), reason="needs node 20.10 or later")

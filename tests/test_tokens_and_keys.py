@@ -43,11 +43,10 @@ def _desk(pg_server: Server) -> Iterator[Live]:
 
 async def script(owner: Person, scope: str, **more: Any) -> Person:
     """Return a script with a token of this person."""
-    new = {"name": f"{scope} {uuid4().hex[:8]}", "scope": scope, **more}
-    made = (await owner.post("/tokens", new)).expect(201)
-    SECRETS.append(made["token"])
-    assert made["token"].startswith("itdesk_pat_") and made["scope"] == scope
-    return Person(owner.base, made["token"], made["id"])
+    made = await owner.script(scope, **more)
+    SECRETS.append(made.token)
+    assert made.token.startswith("itdesk_pat_")
+    return made
 
 
 async def next_step(used: float) -> float:

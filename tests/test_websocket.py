@@ -3,9 +3,9 @@
 import asyncio
 import random
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -15,13 +15,10 @@ import pytest_asyncio
 from aiohttp import ClientSession, WSServerHandshakeError
 
 from itdesk.api.websocket import ERRORS
-from itdesk.desk.keyfile import KeyFile
-from itdesk.desk.tokens import Tokens
-from itdesk.runtime.clock import Clock
 from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
 from tests.support.postgres import Server
-from tests.support.stream import Closed, Stream, connected, following
+from tests.support.stream import Closed, Stream, connected, following, token_of
 
 SENT = {
     "welcome", "resync", "pong", "error", "presence", "authenticated",
@@ -47,8 +44,11 @@ def _brisk(pg_server: Server) -> Iterator[Live]:
     try:
         yield wait(live_on(daemon))
     finally:
-        assert daemon.stop() == 0
+        status = daemon.stop()
         wait(pg_server.drop(url))
+        log = daemon.log.read_text()
+        shutil.rmtree(daemon.state_dir)
+        assert status == 0, log[-3000:]
 
 
 @pytest_asyncio.fixture(name="session")
@@ -63,16 +63,6 @@ async def metric(live: Live, name: str) -> float:
     return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)
     )
-
-
-def token_of(live: Live, person: Person, *, seconds: float) -> str:
-    """Return a token of a person's session that is good for so long."""
-    path = live.daemon.state_dir / "jwt-key.pem"
-    keys = KeyFile(path).load_or_create()
-    tokens = Tokens(keys, Clock())
-    claims = tokens.verify(person.token)
-    token, _ = tokens.issue(claims.sub, claims.sid, lifetime=timedelta(seconds=seconds))
-    return token
 
 
 # --- signing in ------------------------------------------------------------------------------
@@ -327,6 +317,9 @@ async def test_nonsense_is_answered_from_a_fixed_list_s_30(
     async with following(live.admin) as stream:
         stream.write(0x1, sent)
         frame = await stream.until("error")
+        if code == "E_VALIDATION_ERROR":
+            assert {"path", "problem"} == set().union(*frame.pop("details")["fields"])
+            frame.pop("id", None)
         assert frame == {"type": "error", "error": code, "message": ERRORS[code]}
         assert await stream.quiet() == []
 
@@ -353,7 +346,10 @@ async def test_a_broken_frame_ends_the_conversation_s_30(
 async def test_too_many_tickets_are_refused(brisk: Live) -> None:
     async with following(brisk.admin) as stream:
         await stream.send(type="subscribe", tickets=[f"TSK-{n}" for n in range(201)])
-        assert (await stream.until("error"))["error"] == "E_VALIDATION_ERROR"
+        error = await stream.until("error")
+        assert error["error"] == "E_VALIDATION_ERROR"
+        [problem] = error["details"]["fields"]
+        assert problem == {"path": "tickets", "problem": "must have at most 200 entries"}
 
 
 async def test_a_flood_is_ignored_and_then_ended_s_30(brisk: Live) -> None:
@@ -495,9 +491,10 @@ async def test_the_stream_is_described(live: Live) -> None:
         "client_chat", "client_chat.cancel",
     }  # fmt: skip
     assert names(operations["hear"]) == {*SENT, "event"}
+    error = messages["error"]["payload"]
+    assert set(error["properties"]) - set(error["required"]) == {"id", "details"}
     rest = (await live.nobody.call("GET", "/openapi.json")).raw
     assert "/asyncapi.json" in rest.decode()
     named = set(re.findall(r"/openapi.json#/components/schemas/(\w+)", str(messages)))
-    assert {"Ticket", "Replied"} <= named <= set(orjson.loads(rest)["components"]["schemas"])
-    schemas = (await live.nobody.call("GET", "/openapi.json")).json["components"]["schemas"]
-    assert {"Ticket", "Comment"} <= set(schemas)
+    assert {"Ticket", "Comment", "Replied"} <= named
+    assert named <= set(orjson.loads(rest)["components"]["schemas"])

@@ -14,16 +14,21 @@ import orjson
 import pytest
 
 from itdesk.api.websocket import ERRORS
+from tests.support.assist import (
+    CANARY,
+    chat,
+    is_answer,
+    is_text,
+    malice,
+    metric,
+    solved,
+    streamed,
+)  # fmt: skip
 from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
 from tests.support.load import eventually
 from tests.support.ollama import FakeOllama, Mode, ollama_beside
 from tests.support.postgres import Server
-from tests.support.stream import Frame, Stream, connected, following
-from tests.test_assist import chat, streamed
-from tests.test_assist_knowledge import CANARY, is_answer, is_text, malice, solved
-from tests.test_assist_trouble import metric
-from tests.test_tokens_and_keys import script
-from tests.test_websocket import token_of
+from tests.support.stream import Frame, Stream, connected, following, token_of
 
 # Far beyond what any of these tests waits for, and one that a test can wait for.
 PATIENT, BUDGET = 24.0, 0.4
@@ -339,12 +344,21 @@ async def test_two_chats_run_at_once_and_a_third_is_refused(desk: Live, model: F
         model.mode = "ok"
         await ask(stream, "three")
         assert (await answer(stream, "three"))["reply"] == REPLY
-        async with following(desk.admin) as other:
-            await asked_and_held(stream, model, "one")
-            model.mode = "ok"
-            await stream.send(type="chat.cancel", id="one")
-            await ask(other, "one")
-            assert (await answer(other, "one"))["reply"] == REPLY
+
+
+async def test_an_id_names_a_chat_of_one_websocket(desk: Live, model: FakeOllama) -> None:
+    """The same one on another websocket is another chat, and no cancel of it is this one's."""
+    async with following(desk.admin) as stream, following(desk.admin) as other:
+        await asked_and_held(stream, model)
+        await ask(other, "1")
+        await stream.send(type="chat.cancel", id="1")
+        assert (await failure(stream, "1"))["error"] == "E_CHAT_CANCELLED"
+        await other.until("chat.delta")
+        assert await other.quiet() == [] and model.at_once == 1
+        await other.send(type="chat.cancel", id="1")
+        assert (await failure(other, "1"))["error"] == "E_CHAT_CANCELLED"
+        assert await stream.quiet() == []
+    await is_left_alone(desk, model)
 
 
 async def test_an_id_is_taken_while_its_chat_runs(desk: Live, model: FakeOllama) -> None:
@@ -355,6 +369,7 @@ async def test_an_id_is_taken_while_its_chat_runs(desk: Live, model: FakeOllama)
         error = await stream.until("error")
         assert error == {
             "type": "error", "error": "E_CHAT_RUNNING", "message": ERRORS["E_CHAT_RUNNING"],
+            "id": "1",
         }  # fmt: skip
         assert await stream.quiet() == [] and len(model.calls()) == 1
         await stream.send(type="chat.cancel", id="1")
@@ -447,10 +462,11 @@ async def test_a_deactivated_person_chats_no_more_s_31(desk: Live, model: FakeOl
 
 
 async def test_a_chat_ends_with_the_token_s_31(desk: Live, model: FakeOllama) -> None:
+    """A token that is shown while the chat runs counts; it may even be over when it comes."""
     person = await desk.person()
-    short = Person(person.base, token_of(desk, person, seconds=3), person.id)
-    async with following(short) as stream:
+    async with following(person) as stream:
         await asked_and_held(stream, model)
+        await stream.send(type="auth", token=token_of(desk, person, seconds=1))
         assert await stream.end(seconds=6) == 4401
         await is_left_alone(desk, model)
 
@@ -477,13 +493,13 @@ async def test_nobody_chats_without_signing_in(desk: Live, model: FakeOllama) ->
     async with connected(desk.url) as stream:
         await ask(stream, "1")
         assert await stream.end() == 4401 and stream.frames == []
-    assert model.asked == [] or not model.calls()
+    assert model.calls() == []
 
 
 async def test_a_token_that_may_only_read_may_not_chat(desk: Live, model: FakeOllama) -> None:
     """R63 on the websocket: the error of REST; what counts is the token that was shown last."""
     alice = await desk.person()
-    reader, writer = await script(alice, "read"), await script(alice, "write")
+    reader, writer = await alice.script("read"), await alice.script("write")
     refused = (await reader.post("/ai/chat", {"messages": [{"role": "user", "content": "a"}]})).json
     async with following(reader) as stream:
         for token, may in ((None, False), (writer.token, True), (reader.token, False)):
@@ -521,33 +537,73 @@ async def test_chats_count_against_the_limit_of_rest(brisk: Live, model: FakeOll
     assert await metric(brisk, "itdesk_rate_limited_total", limit="ai") == limited + 2
 
 
+async def test_a_refused_chat_is_no_use_of_a_token(brisk: Live, model: FakeOllama) -> None:
+    """The limit comes first: what it stops is not seen as the last use."""
+    person = await brisk.person()
+    stopped, used = await person.script("write"), await person.script("read")
+    for _ in range(ASKED_OF_ONE):
+        await chat(person, QUESTION)
+    said = {"messages": [{"role": "user", "content": QUESTION}]}
+    (await stopped.post("/ai/chat", said)).refused(429, "E_RATE_LIMITED")
+    (await used.get("/tickets")).expect(200)
+
+    async def uses() -> dict[str, Any]:
+        return {one["id"]: one["last_used_at"] for one in (await person.get("/tokens")).expect(200)}
+
+    async def are_written() -> bool:
+        return (await uses())[used.id] is not None
+
+    await eventually(are_written, seconds=15)
+    assert (await uses())[stopped.id] is None
+
+
 HI = {"role": "user", "content": "Hi"}
-MISSHAPEN: list[dict[str, Any]] = [
-    {"id": "1"},
-    {"messages": [HI]},
-    {"id": "", "messages": [HI]},
-    {"id": "x" * 65, "messages": [HI]},
-    {"id": 7, "messages": [HI]},
-    {"id": None, "messages": [HI]},
-    {"id": "1", "messages": []},
-    {"id": "1", "messages": HI},
-    {"id": "1", "messages": [HI] * 41},
-    {"id": "1", "messages": [{"role": "system", "content": "Hi"}]},
-    {"id": "1", "messages": [{"role": "user", "content": ""}]},
-    {"id": "1", "messages": [{"role": "user", "content": "x" * 10_001}]},
-    {"id": "1", "messages": [HI], "locale": "no language"},
-    {"id": "1", "messages": [HI], "stream": True},
-    {"id": "1", "messages": [HI], "caller": "somebody else"},
+# What is wrong with each of them, as REST would say it.
+MISSHAPEN: list[tuple[dict[str, Any], str]] = [
+    ({"id": "1"}, "messages"),
+    ({"messages": [HI]}, "id"),
+    ({"id": "", "messages": [HI]}, "id"),
+    ({"id": "x" * 65, "messages": [HI]}, "id"),
+    ({"id": 7, "messages": [HI]}, "id"),
+    ({"id": None, "messages": [HI]}, "id"),
+    ({"id": "1", "messages": []}, "messages"),
+    ({"id": "1", "messages": HI}, "messages"),
+    ({"id": "1", "messages": [HI] * 41}, "messages"),
+    ({"id": "1", "messages": [{"role": "system", "content": "Hi"}]}, "messages.0.role"),
+    ({"id": "x" * 64, "messages": [{"role": "user", "content": ""}]}, "messages.0.content"),
+    ({"id": "1", "messages": [{"role": "user", "content": "x" * 10_001}]}, "messages.0.content"),
+    ({"id": "1", "messages": [HI], "locale": "no language"}, "locale"),
+    ({"id": "1", "messages": [HI], "stream": True}, "stream"),
+    ({"id": "1", "messages": [HI], "caller": "somebody else"}, "caller"),
 ]
 
 
-@pytest.mark.parametrize("body", MISSHAPEN, ids=lambda body: str(body)[:60])
-async def test_what_is_no_conversation_is_refused_s_30(live: Live, body: Any) -> None:
+@pytest.mark.parametrize(("body", "path"), MISSHAPEN, ids=lambda value: str(value)[:60])
+async def test_what_is_no_conversation_is_refused_s_30(live: Live, body: Any, path: str) -> None:
+    """With what is wrong as REST says it, and the id of the chat if that is not what is wrong."""
     async with following(live.admin, subscribe=False) as stream:
         await stream.send(type="chat", **body)
-        assert (await stream.until("error"))["error"] == "E_VALIDATION_ERROR"
+        error = await stream.until("error")
+        if path != "id":
+            assert error.pop("id") == body["id"]
+        if path not in ("id", "stream"):
+            rest = {key: value for key, value in body.items() if key != "id"}
+            details = (await live.admin.post("/ai/chat", rest)).refused(422, "E_VALIDATION_ERROR")
+            assert error["details"] == details
+        assert [one["path"] for one in error.pop("details")["fields"]] == [path]
+        code = "E_VALIDATION_ERROR"
+        assert error == {"type": "error", "error": code, "message": ERRORS[code]}
         await ask(stream, "x" * 64)
         await answer(stream, "x" * 64)
+
+
+async def test_a_cancel_that_cannot_be_read_names_its_chat_too(live: Live) -> None:
+    async with following(live.admin, subscribe=False) as stream:
+        await stream.send(type="chat.cancel", id="1", why="It takes so long")
+        error = await stream.until("error")
+        assert error["id"] == "1" and error["details"]["fields"][0]["path"] == "why"
+        await stream.send(type="ping", id="1")
+        assert "id" not in await stream.until("error")
 
 
 async def test_the_longest_conversation_of_a_frame_is_answered(
@@ -619,6 +675,8 @@ async def test_a_chat_takes_no_longer_than_a_request(pg_server: Server) -> None:
             await ask(stream, "1", "How is TSK-1 doing?")
             assert (await failure(stream, "1"))["error"] == "E_TIMEOUT"
             assert await stream.quiet() == []
+        lines = [x for x in live.daemon.lines() if x.get("event") == "request took too long"]
+        assert [x["route"] for x in lines] == ["/api/v1/ai/chat"]
 
 
 async def test_a_crash_ends_one_chat_and_nothing_else(pg_server: Server) -> None:
@@ -630,12 +688,15 @@ async def test_a_crash_ends_one_chat_and_nothing_else(pg_server: Server) -> None
         failed = await failure(stream, "1")
         assert failed["error"] == "E_INTERNAL"
         body = {"messages": [{"role": "user", "content": "How is TSK-1 doing?"}]}
-        (await live.admin.post("/ai/chat", body)).refused(500, "E_INTERNAL")
+        rest = (await live.admin.post("/ai/chat", body)).expect(500)
+        same = ("error", "message", "error_code", "details")
+        assert [failed[key] for key in same] == [rest[key] for key in same]
         await conn.execute("ALTER TABLE tickets RENAME COLUMN name TO title")
         await conn.close()
         await stream.event(await live.admin.ticket(), 1)
-        [line] = [x for x in live.daemon.lines() if x.get("event") == "chat crashed"]
-        assert line["request_id"] == failed["request_id"]
+        crashes = [x for x in live.daemon.lines() if x.get("event") == "request crashed"]
+        assert [x["route"] for x in crashes] == ["/api/v1/ai/chat"] * 2
+        assert [x["request_id"] for x in crashes] == [failed["request_id"], rest["request_id"]]
 
 
 # --- what is left of them ------------------------------------------------------------------------

@@ -28,6 +28,10 @@ def _object(type: str, /, **properties: Json) -> Json:
     }
 
 
+def _perhaps(shape: Json, **properties: Json) -> Json:
+    return {**shape, "properties": {**shape["properties"], **properties}}
+
+
 def _or_null(schema: Json) -> Json:
     return {"anyOf": [schema, {"type": "null"}]}
 
@@ -122,7 +126,14 @@ SENT: dict[str, tuple[str, Json]] = {
     ),
     "error": (
         "A message was not accepted.",
-        _object("error", error={"enum": list(ERRORS)}, message={"enum": list(ERRORS.values())}),
+        _perhaps(
+            _object("error", error={"enum": list(ERRORS)}, message={"enum": list(ERRORS.values())}),
+            id={**_CHAT_ID, "description": "The chat that the message was about, if it named one."},
+            details={
+                "type": "object",
+                "description": "With E_VALIDATION_ERROR: fields with path and problem.",
+            },
+        ),
     ),
 }
 

@@ -5,10 +5,10 @@ websocket.
 """
 
 from asyncio import Task, TaskGroup
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,8 +16,8 @@ from itdesk.actors.client import Client
 from itdesk.actors.frames import frame, text
 from itdesk.api import render
 from itdesk.api.assist import CHAT, Dialogue, previewed
-from itdesk.api.dispatch import CRASHED, TOO_LONG
 from itdesk.api.exchange import EXCHANGE
+from itdesk.api.failures import explained
 from itdesk.api.route import Body, Call
 from itdesk.desk.chat import Replied
 from itdesk.errors import Conflict, DeskError
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     from itdesk.actors.hub import Hub
 
 AT_ONCE = 2
+LONGEST_ID = 64
 
 ChatId = Annotated[
-    str, Field(min_length=1, max_length=64, description="Your name for a chat while it runs.")
+    str,
+    Field(min_length=1, max_length=LONGEST_ID, description="Your name for a chat while it runs."),
 ]
 
 log = get_logger("chats")
 
 
-class Chat(Dialogue):
+class Ask(Dialogue):
     """Ask the assistant: the conversation so far, under an id that its answer will carry."""
 
     type: Literal["chat"]
@@ -47,6 +49,13 @@ class Cancel(Body):
 
     type: Literal["chat.cancel"]
     id: ChatId
+
+
+def named(said: Mapping[str, Any]) -> dict[str, str]:
+    """Return the id of the chat that a message is about, as far as it can be told."""
+    id = said.get("id")
+    is_ours = said["type"] in ("chat", "chat.cancel")
+    return {"id": id} if is_ours and isinstance(id, str) and 0 < len(id) <= LONGEST_ID else {}
 
 
 _BUSY = Conflict(f"{AT_ONCE} chats of this websocket are running already.", code="E_CHAT_BUSY")
@@ -61,10 +70,10 @@ class Chats:
         self._hub = hub
         self._client = client
         self._group = group
-        self._request_id = call.request[EXCHANGE].request_id
+        self._exchange = call.request[EXCHANGE]
         self._running: dict[str, Task[Replied | DeskError]] = {}
 
-    def begin(self, asked: Chat) -> bool:
+    def begin(self, asked: Ask) -> bool:
         """Begin a chat, whose frames name it; False if one of that name is running."""
         if asked.id in self._running:
             return False
@@ -86,26 +95,20 @@ class Chats:
         for id in self._running:
             self.cancel(id)
 
-    async def _answered(self, asked: Chat) -> Replied | DeskError:
+    async def _answered(self, asked: Ask) -> Replied | DeskError:
         """Return what a chat ends with."""
-        desk, outbox = self._call.desk, self._client.outbox
+        call, caller, outbox = self._call, self._client.caller, self._client.outbox
 
         async def show(piece: str) -> None:
             outbox.put(text({"type": "chat.delta", "id": asked.id, "text": piece}))
             await outbox.room()
 
         try:
-            async with desk.clock.deadline(desk.settings.server.request_seconds):
-                caller = self._client.caller
-                await self._call.dispatcher.admit(CHAT, caller)
-                return await previewed(desk.chat, caller, asked, show)
-        except TimeoutError:
-            return TOO_LONG
-        except DeskError as exc:
-            return exc
-        except Exception:  # noqa: BLE001 - the other chats, and the stream, go on
-            log.exception("chat crashed")
-            return CRASHED
+            with call.dispatcher.deadline(CHAT, call.desk.clock.monotonic()):
+                await call.dispatcher.admit(CHAT, caller, self._exchange)
+                return await previewed(call.desk.chat, caller, asked, show)
+        except Exception as exc:  # noqa: BLE001 - the other chats, and the stream, go on
+            return explained(exc, CHAT.full_path)
 
     def _over(self, id: str, began: float, task: "Task[Replied | DeskError]") -> None:
         del self._running[id]
@@ -116,7 +119,7 @@ class Chats:
     def _end(self, id: str, outcome: Replied | DeskError, seconds: float = 0.0) -> None:
         """Send the last frame of a chat, count it and write its line."""
         if isinstance(outcome, DeskError):
-            how, problem = outcome.code, render.problem(outcome, self._request_id)
+            how, problem = outcome.code, render.problem(outcome, self._exchange.request_id)
             told = {"type": "chat.failed", "id": id, **problem, "retry_after": outcome.retry_after}
         else:
             how, told = "done", {"type": "chat.done", "id": id, "answer": outcome}

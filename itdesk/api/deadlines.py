@@ -4,18 +4,35 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from itdesk.errors import Unavailable
 from itdesk.runtime.clock import Clock, Timer
 
 PERIOD = 0.25
 
 
+class TooLong(Unavailable):
+    """The work was not done by its deadline."""
+
+    default_code = "E_TIMEOUT"
+
+
 @dataclass(slots=True, eq=False)
 class Deadline:
-    """When the work of a task must be done, and whether it was not."""
+    """Raises TooLong in the block that it is lent for, when that is not done in time."""
 
+    watched: "set[Deadline]"
     task: asyncio.Task[Any]
     due: float
     expired: bool = False
+
+    def __enter__(self) -> None:
+        self.watched.add(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.watched.discard(self)
+        # A task that others have cancelled as well is to end.
+        if self.expired and not self.task.uncancel() and kind is asyncio.CancelledError:
+            raise TooLong("This took too long.") from None
 
 
 class Deadlines:
@@ -26,21 +43,13 @@ class Deadlines:
         self._open: set[Deadline] = set()
         self._timer: Timer | None = None
 
-    def begin(self, due: float) -> Deadline:
-        """Watch over the current task until `end`."""
+    def until(self, due: float) -> Deadline:
+        """Lend a deadline to a block of the current task."""
         task = asyncio.current_task()
         assert task is not None
-        deadline = Deadline(task, due)
-        self._open.add(deadline)
         if self._timer is None:
             self._timer = self._clock.call_later(PERIOD, self._sweep)
-        return deadline
-
-    def end(self, deadline: Deadline) -> None:
-        """Watch no longer; the task may be cancelled by others again."""
-        self._open.discard(deadline)
-        if deadline.expired:
-            deadline.task.uncancel()
+        return Deadline(self._open, task, due)
 
     def _sweep(self) -> None:
         self._timer = None

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from itdesk.api import idempotency, payload, render
 from itdesk.api.cookies import Cookies, documented_cookie
-from itdesk.api.deadlines import Deadlines
+from itdesk.api.deadlines import Deadline, Deadlines
 from itdesk.api.exchange import (
     CORS_HEADERS,
     CORS_METHODS,
@@ -28,6 +27,7 @@ from itdesk.api.exchange import (
     Exchanges,
     new_request_id,
 )
+from itdesk.api.failures import CRASHED, explained
 from itdesk.api.matching import Router
 from itdesk.api.openapi import Document
 from itdesk.api.origin import Origins, Peer, address_class, offered_token
@@ -37,14 +37,8 @@ from itdesk.desk.limits import CLASSES
 from itdesk.errors import (
     BadRequest,
     DeskError,
-    Forbidden,
     InvalidToken,
-    MethodNotAllowed,
-    NotFound,
-    TooLarge,
     Unauthenticated,
-    Unavailable,
-    UnsupportedMedia,
 )
 from itdesk.model import Caller, Role
 from itdesk.runtime import log
@@ -139,41 +133,28 @@ class Dispatcher:
             exchange.begun = response
             self.exchanges.decorate(request, response, exchange)
 
+    def deadline(self, route: Route, started: float) -> Deadline:
+        """Lend the time that a call of this route has since it started to a block."""
+        return self._deadlines.until(
+            started + (route.seconds or self._settings.server.request_seconds)
+        )
+
     async def _answer(
         self, request: web.BaseRequest, exchange: Exchange, started: float
     ) -> web.StreamResponse:
-        deadline = None
         try:
             if request.method == "OPTIONS":
                 return self._options(request)
             route, path = self._router.match(request.method, request.rel_url.raw_path)
             exchange.route = route
-            seconds = route.seconds or self._settings.server.request_seconds
-            deadline = self._deadlines.begin(started + seconds)
-            try:
+            with self.deadline(route, started):
                 return await self._serve(request, route, path, exchange)
-            finally:
-                self._deadlines.end(deadline)
-        except asyncio.CancelledError:
-            if deadline is None or not deadline.expired or deadline.task.cancelling():
-                raise
-            failure: DeskError = TOO_LONG
-            _log.warning("request took too long", route=exchange.template)
-        except DeskError as exc:
-            if exc.status >= 500 and not isinstance(exc, Unavailable):
-                _log.warning("request failed", error=exc.code, problem=exc.message)
-            failure = exc
-        except web.HTTPException as exc:
-            if exc.status < 400 and exchange.begun is None:
-                return web.Response(status=exc.status, headers=exc.headers)
-            failure = _from_aiohttp(exc)
-        except (web.RequestPayloadError, HttpProcessingError):
-            failure = BadRequest("The body of the request cannot be read.")
         except Exception as exc:  # noqa: BLE001 - the last fence before the client
+            if isinstance(exc, web.HTTPException) and exc.status < 400 and exchange.begun is None:
+                return web.Response(status=exc.status, headers=exc.headers)
             if isinstance(exc, ConnectionError) and request.transport is None:
                 return web.Response(status=499)
-            failure = CRASHED
-            _log.exception("request crashed", route=exchange.template)
+            failure = explained(exc, exchange.template)
         return self._fail(request, exchange, failure)
 
     def _fail(
@@ -254,12 +235,11 @@ class Dispatcher:
     async def _authorised(
         self, request: web.BaseRequest, route: Route, exchange: Exchange
     ) -> Caller:
-        least = route.who.role
         if route.websocket:
             cookie = self._cookies.access(request, exchange.peer)
             by_cookie = cookie is not None and offered_token(request) is None
             self._origins.check_upgrade(request, exchange.peer, by_cookie=by_cookie)
-        if least is None or route.websocket:
+        if route.who.role is None or route.websocket:
             if route.who is Who.OPERATOR:
                 self._check_operator(request)
             elif route.who is Who.PUBLIC:
@@ -272,7 +252,7 @@ class Dispatcher:
             # Who tries tokens is nobody in particular, and counts as such.
             await self._limits.admit(route.rate, address_class(exchange.peer.address))
             raise
-        exchange.caller = caller = Caller(
+        caller = Caller(
             known.user_id,
             known.name,
             known.role,
@@ -284,19 +264,21 @@ class Dispatcher:
             known.grant,
             known.must_enrol,
         )
-        if caller.grant is not None and caller.session_id is not None:
-            self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)
-        await self.admit(route, caller)
+        await self.admit(route, caller, exchange)
         return caller
 
-    async def admit(self, route: Route, caller: Caller) -> None:
+    async def admit(self, route: Route, caller: Caller, exchange: Exchange) -> None:
         """Count a call of somebody who is signed in; raise unless they may call this route now."""
-        assert caller.user_id is not None
-        assert route.who.role is not None
-        if not self._limits.admits(route.rate, caller.user_id):
-            await self._limits.admit(route.rate, caller.user_id)
+        user_id, least = caller.user_id, route.who.role
+        assert user_id is not None
+        assert least is not None
+        if not self._limits.admits(route.rate, user_id):
+            await self._limits.admit(route.rate, user_id)
+        exchange.caller = caller
         check_proof(route, caller)
-        caller.require(route.who.role)
+        if caller.grant is not None and caller.session_id is not None:
+            self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)
+        caller.require(least)
 
     def _token(self, request: web.BaseRequest, peer: Peer) -> str:
         """Return the access token: the bearer token if there is one, else the cookie's."""
@@ -364,8 +346,6 @@ async def _continue(request: web.BaseRequest) -> None:
         request.writer.output_size = 0
 
 
-TOO_LONG = Unavailable("This took too long.", code="E_TIMEOUT")
-CRASHED = DeskError("Something went wrong on our side. Quote the request id when asking for help.")
 _UNREADABLE = BadRequest("The request line, a header or the framing of the body cannot be read.")
 
 
@@ -373,30 +353,3 @@ class ExpectationFailed(BadRequest):
     """The client expects what nobody here can do."""
 
     status, default_code = 417, "E_EXPECTATION_FAILED"
-
-
-_BY_STATUS: Mapping[int, type[DeskError]] = {
-    400: BadRequest,
-    401: Unauthenticated,
-    403: Forbidden,
-    404: NotFound,
-    405: MethodNotAllowed,
-    415: UnsupportedMedia,
-    503: Unavailable,
-}
-
-
-def _from_aiohttp(exc: web.HTTPException) -> DeskError:
-    """Translate an error that aiohttp raised by itself; its text is not ours to show."""
-    if isinstance(exc, web.HTTPRequestEntityTooLarge):
-        return TooLarge("The body is larger than is accepted here.")
-    if isinstance(exc, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(
-            "This path does not take that method.", details={"allow": sorted(exc.allowed_methods)}
-        )
-    error = _BY_STATUS.get(exc.status)
-    if error is not None:
-        return error("The request cannot be served as it is.")
-    if exc.status < 500:
-        return BadRequest("The request cannot be served as it is.")
-    return CRASHED

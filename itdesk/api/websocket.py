@@ -19,13 +19,14 @@ from pydantic import ConfigDict, Field
 from itdesk.actors.client import Client, Goodbye
 from itdesk.actors.frames import PROTOCOL, frame, text
 from itdesk.api import payload
-from itdesk.api.chats import Cancel, Chat, Chats, chatting
+from itdesk.api.chats import Ask, Cancel, Chats, chatting, named
 from itdesk.api.cookies import Cookies
 from itdesk.api.exchange import EXCHANGE
 from itdesk.api.origin import offered_token
 from itdesk.api.route import Body, Call, Query, Reply, Route, Who
 from itdesk.errors import (
     BadRequest,
+    DeskError,
     ExpiredToken,
     Invalid,
     NotFound,
@@ -42,7 +43,7 @@ LARGEST_FRAME = 65_536
 GOODBYE_SECONDS = 4.0
 # Who authenticates and says nothing more for so long hears everything.
 SILENCE_SECONDS = 1.0
-# So many ignored frames in a row are a flood.
+# So many ignored frames of one websocket are a flood.
 MOST_IGNORED = 1_000
 # The kernel shall not take much for a client that reads nothing: it could not be closed in order.
 SEND_BUFFER = 131_072
@@ -96,7 +97,7 @@ class Ping(Body):
 
 MESSAGES: dict[str, type[Body]] = {
     "auth": Auth, "subscribe": Subscribe, "presence": Say, "ping": Ping,
-    "chat": Chat, "chat.cancel": Cancel,
+    "chat": Ask, "chat.cancel": Cancel,
 }  # fmt: skip
 
 ERRORS = {
@@ -107,10 +108,13 @@ ERRORS = {
     "E_CHAT_RUNNING": "A chat with this id is running: give each its own.",
     "E_RATE_LIMITED": "Too many messages: this one was ignored.",
 }
-_ERROR_FRAMES = {
-    code: text({"type": "error", "error": code, "message": message})
-    for code, message in ERRORS.items()
-}
+
+
+def _error(code: str, **more: Any) -> bytes:
+    return text({"type": "error", "error": code, "message": ERRORS[code], **more})
+
+
+_ERROR_FRAMES = {code: _error(code) for code in ERRORS}
 _PONG = text({"type": "pong"})
 
 
@@ -313,14 +317,14 @@ class Conversation:
             return _complain(client, "E_UNKNOWN_TYPE")
         try:
             message = payload.parse(model, raw)
-        except (BadRequest, Invalid):
-            return _complain(client, "E_VALIDATION_ERROR")
+        except (BadRequest, Invalid) as exc:
+            return _refuse(client, exc, **named(value))
         await self._do(client, chats, message)
 
     async def _do(self, client: Client, chats: Chats, message: Body) -> None:
-        if isinstance(message, Chat):
+        if isinstance(message, Ask):
             if not chats.begin(message):
-                _complain(client, "E_CHAT_RUNNING")
+                _complain(client, "E_CHAT_RUNNING", id=message.id)
         elif isinstance(message, Cancel):
             chats.cancel(message.id)
         elif isinstance(message, Subscribe):
@@ -335,8 +339,9 @@ class Conversation:
             client.outbox.put(_PONG)
 
     async def _subscribe(self, client: Client, wanted: Subscribe) -> None:
-        if len(wanted.tickets or ()) > self._hub.settings.tickets_per_socket:
-            return _complain(client, "E_VALIDATION_ERROR")
+        most = self._hub.settings.tickets_per_socket
+        if len(wanted.tickets or ()) > most:
+            return _refuse(client, Invalid.field("tickets", f"must have at most {most} entries"))
         self._subscribed = True
         since = Position(**dict(wanted.since)) if wanted.since is not None else None
         try:
@@ -356,8 +361,12 @@ class Conversation:
 _ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
-def _complain(client: Client, code: str) -> None:
-    client.outbox.put(_ERROR_FRAMES[code])
+def _complain(client: Client, code: str, **more: Any) -> None:
+    client.outbox.put(_error(code, **more) if more else _ERROR_FRAMES[code])
+
+
+def _refuse(client: Client, error: DeskError, **more: Any) -> None:
+    _complain(client, "E_VALIDATION_ERROR", details=error.details, **more)
 
 
 def _do_nothing() -> None:

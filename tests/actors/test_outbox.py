@@ -90,14 +90,14 @@ async def test_room_waits_until_nothing_waits(socket: Socket) -> None:
     await outbox.room()
     socket.writing_paused = True
     outbox.put(b"a")
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = group.create_task(outbox.room())
-        await asyncio.wait({waiting}, timeout=0.01)
+        await asyncio.wait({waiting}, timeout=0)
         assert not waiting.done()
         socket.writing_paused = False
         outbox.resume()
     socket.writing_paused = True
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(outbox.room())
         group.create_task(asyncio.to_thread(int)).add_done_callback(lambda _: outbox.stop())
 
@@ -109,6 +109,6 @@ async def test_room_is_there_for_all_who_wait_for_it(socket: Socket) -> None:
     outbox.put(b"a")
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = [group.create_task(outbox.room()) for _ in range(3)]
-        await asyncio.wait(waiting, timeout=0.01)
+        await asyncio.wait(waiting, timeout=0)
         socket.writing_paused = False
         outbox.resume()

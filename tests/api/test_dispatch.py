@@ -84,6 +84,13 @@ async def crash(call: Call) -> Reply:
     raise ValueError("SELECT secret FROM /etc/passwd")
 
 
+async def wait_in_vain(call: Call) -> Reply:
+    """Let the time of something else run out and forget to say what that means."""
+    async with call.desk.clock.deadline(0):
+        await asyncio.Event().wait()
+    return Reply()
+
+
 async def hang(call: Call) -> Reply:
     """Take longer than anybody waits."""
     await asyncio.Event().wait()
@@ -174,6 +181,7 @@ ROUTES = [
     _route("POST", "/form", form, Who.PUBLIC, body_media="multipart/form-data"),
     _route("GET", "/fail/{how}", fail, Who.PUBLIC),
     _route("GET", "/crash", crash, Who.PUBLIC),
+    _route("GET", "/wait-in-vain", wait_in_vain, Who.PUBLIC),
     _route("GET", "/hang", hang, Who.PUBLIC),
     _route("GET", "/hang-inside", hang_inside, Who.PUBLIC),
     _route("GET", "/patient", hang, Who.PUBLIC, seconds=1.5),
@@ -262,6 +270,12 @@ async def test_deadline_is_503(server: Server, path: str) -> None:
     check_error(answer, 503, "E_TIMEOUT", "UNAVAILABLE")
     assert answer.headers["Retry-After"] == "5"
     assert (await server.ask("GET", "/ping")).status == 200
+
+
+async def test_only_its_own_deadline_makes_a_call_too_long(server: Server) -> None:
+    answer = await server.ask("GET", "/api/v1/wait-in-vain")
+    check_error(answer, 500, "E_INTERNAL", "INTERNAL")
+    assert "request took too long" not in {line["event"] for line in server.lines()}
 
 
 async def test_route_has_a_deadline_of_its_own(server: Server) -> None:

@@ -19,11 +19,10 @@ from itdesk.runtime.actor import TICK
 from itdesk.store import suggestions
 from itdesk.store.paging import Window
 from itdesk.store.suggestions import Suggestion, SuggestionKind
+from tests.support.assist import CANARY, ORDERS, is_text, malice
 from tests.support.desk import Bench, bench_on
 from tests.support.jira_scene import scene_on
 from tests.support.ollama import FakeOllama, fake_ollama
-from tests.test_assist_knowledge import _ORDERS as ORDERS
-from tests.test_assist_knowledge import CANARY, is_text, malice
 
 ALL = Window(limit=200)
 BY_RULES = {"ITDESK_AI__ENRICH": "true"}

@@ -5,12 +5,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import orjson
 from aiohttp import ClientSession, ClientWebSocketResponse, TCPConnector, WSMsgType
 
-from tests.support.daemon import Person
+from itdesk.desk.keyfile import KeyFile
+from itdesk.desk.tokens import Tokens
+from itdesk.runtime.clock import Clock
+from tests.support.daemon import Live, Person
 
 PATIENCE = 15.0
 Frame = dict[str, Any]
@@ -146,3 +150,13 @@ async def following(person: Person, **how: Any) -> AsyncIterator[Stream]:
         if subscribe:
             await stream.subscribe()
         yield stream
+
+
+def token_of(live: Live, person: Person, *, seconds: float) -> str:
+    """Return a token of a person's session that is good for so long."""
+    path = live.daemon.state_dir / "jwt-key.pem"
+    keys = KeyFile(path).load_or_create()
+    tokens = Tokens(keys, Clock())
+    claims = tokens.verify(person.token)
+    token, _ = tokens.issue(claims.sub, claims.sid, lifetime=timedelta(seconds=seconds))
+    return token
