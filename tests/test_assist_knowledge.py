@@ -4,7 +4,6 @@ that it then says does more than suggest."""
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.daemon import Live, Person, live_on, make_daemon, wait
-from tests.support.ollama import FakeOllama, ollama_beside, sample
+from tests.support.daemon import Live, Person, serving
+from tests.support.ollama import FakeOllama, sample
 from tests.support.postgres import Server
 
 CANARY = "canary-7f3a9c"
@@ -80,18 +79,10 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Handbook:
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    """A model that lasts as long as the daemon of this module."""
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-@pytest.fixture(scope="module")
 def desk(pg_server: Server, ollama: FakeOllama, handbook: Handbook) -> Iterator[Live]:
     """A desk with a model and somebody else's knowledge; four passages at most."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         ITDESK_SCANNER__ENABLED="false",
         # What becomes of new tickets is asked in test_suggestions.
         ITDESK_AI__ENRICH="false",
@@ -101,16 +92,8 @@ def desk(pg_server: Server, ollama: FakeOllama, handbook: Handbook) -> Iterator[
         ITDESK_AI__TOP_MATCHES="4",
         ITDESK_PLUGIN_HOST__DIRECTORIES=f'["{handbook.file.parent}"]',
         ITDESK_PLUGINS__HANDBOOK__FILE=str(handbook.file),
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
+    ) as live:
+        yield live
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from itdesk.api.websocket import ERRORS
 from itdesk.desk.keyfile import KeyFile
 from itdesk.desk.tokens import Tokens
 from itdesk.runtime.clock import Clock
-from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
+from tests.support.daemon import Live, Person, serving, started
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import Closed, Stream, connected, following
@@ -32,9 +32,8 @@ SENT = {
 @pytest.fixture(name="brisk", scope="module")
 def _brisk(pg_server: Server) -> Iterator[Live]:
     """A daemon with the shortest times, and with limits."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         ITDESK_LIMITS__ENABLED="true",
         ITDESK_LIMITS__DEFAULT="1000000/minute",
         ITDESK_LIMITS__AUTH="1000000/minute",
@@ -42,13 +41,8 @@ def _brisk(pg_server: Server) -> Iterator[Live]:
         ITDESK_HUB__RECHECK_SECONDS="1",
         ITDESK_HUB__PING_SECONDS="1",
         ITDESK_HUB__SOCKETS_PER_USER="3",
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        assert daemon.stop() == 0
-        wait(pg_server.drop(url))
+    ) as live:
+        yield live
 
 
 @pytest_asyncio.fixture(name="session")
