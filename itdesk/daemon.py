@@ -40,7 +40,7 @@ from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
-from itdesk.store import head
+from itdesk.store.opening import at_head
 from itdesk.store.paging import Window
 
 ACTORS_DRAIN_SECONDS = 10
@@ -108,7 +108,8 @@ async def _start(
     if url is None:
         embedded = EmbeddedPostgres(settings.state_dir, role="daemon")
         url = (await stack.enter_async_context(embedded)).url
-    await at_head(settings, url, patience=settings.database.migration_wait_seconds)
+    patience = settings.database.migration_wait_seconds
+    await at_head(settings, url, patience=patience, clock=_clock)
     desk = await stack.enter_async_context(open_desk(settings, url))
     # Behind a passed socket all who came while nobody ran are served at once.
     await desk.db.warm(settings.database.pool_max if fds else settings.database.pool_min)
@@ -250,12 +251,6 @@ def table(desk: Desk) -> tuple[Route, ...]:
         for route in routes
     ]
     return (*ROUTES, *own)
-
-
-async def at_head(settings: Settings, url: str, *, patience: float) -> None:
-    """Return once the schema is the one that this version needs; migrate if told to."""
-    migrate = bool(settings.database.migrate_on_start)
-    await head.at_head(url, patience=patience, migrate=migrate, clock=_clock)
 
 
 async def first_administrator(desk: Desk) -> tuple[str, str] | None:

@@ -5,7 +5,9 @@ pytest_plugins = [
     "tests.support.clamd",
     "tests.support.daemon",
     "tests.support.desk",
+    "tests.support.jira",
     "tests.support.jobs",
+    "tests.support.ollama",
     "tests.support.smtp",
     "tests.support.house",
 ]

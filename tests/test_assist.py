@@ -1,6 +1,5 @@
 """Suggestions and the chat, from a real daemon over real sockets, with rules and with a model."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +8,8 @@ import pytest
 
 from itdesk.api import ROUTES
 from tests.support.assist import chat, streamed
-from tests.support.daemon import Live, live_on, make_daemon, wait
-from tests.support.ollama import FakeOllama, ollama_beside
+from tests.support.daemon import Live, serving
+from tests.support.ollama import FakeOllama
 from tests.support.postgres import Server
 
 PRIORITIES = {"low", "medium", "high", "critical"}
@@ -30,43 +29,11 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    """A model that lasts as long as the daemons of this module."""
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-def _desk(pg_server: Server, **env: str) -> Iterator[Live]:
-    url = wait(pg_server.create())
-    daemon = make_daemon(url, **{**QUICK, **env})
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
-
-
-@pytest.fixture(scope="module")
 def modelled(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk with a model."""
-    yield from _desk(
-        pg_server,
-        OLLAMA_BASE_URL=ollama.url,
-        OLLAMA_MODEL="llama3.2",
-        ITDESK_AI__CONCURRENCY="16",
-    )
-
-
-@pytest.fixture
-def model(ollama: FakeOllama) -> Iterator[FakeOllama]:
-    """The model, honest and with nothing asked."""
-    ollama.reset()
-    yield ollama
-    ollama.reset()
+    more = {"OLLAMA_MODEL": "llama3.2", "ITDESK_AI__CONCURRENCY": "16"}
+    with serving(pg_server, **QUICK, **more, OLLAMA_BASE_URL=ollama.url) as live:
+        yield live
 
 
 def is_classification(found: Any) -> None:

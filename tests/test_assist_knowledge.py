@@ -4,7 +4,6 @@ that it then says does more than suggest."""
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import orjson
 import pytest
 
 from tests.support.assist import CANARY, ORDERS, chat, is_answer, is_text, malice, solved
-from tests.support.daemon import Live, Person, live_on, make_daemon, wait
-from tests.support.ollama import FakeOllama, ollama_beside
+from tests.support.daemon import Live, Person, serving
+from tests.support.ollama import FakeOllama
 from tests.support.postgres import Server
 
 # Stands in for a remote knowledge base: it says what a file holds, and notes who asks.
@@ -79,18 +78,10 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Handbook:
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    """A model that lasts as long as the daemon of this module."""
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-@pytest.fixture(scope="module")
 def desk(pg_server: Server, ollama: FakeOllama, handbook: Handbook) -> Iterator[Live]:
     """A desk with a model and somebody else's knowledge; four passages at most."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         ITDESK_SCANNER__ENABLED="false",
         # What becomes of new tickets is asked in test_suggestions.
         ITDESK_AI__ENRICH="false",
@@ -100,16 +91,8 @@ def desk(pg_server: Server, ollama: FakeOllama, handbook: Handbook) -> Iterator[
         ITDESK_AI__TOP_MATCHES="4",
         ITDESK_PLUGIN_HOST__DIRECTORIES=f'["{handbook.file.parent}"]',
         ITDESK_PLUGINS__HANDBOOK__FILE=str(handbook.file),
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
+    ) as live:
+        yield live
 
 
 @pytest.fixture

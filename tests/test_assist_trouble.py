@@ -1,7 +1,6 @@
 """P-09: whatever Ollama does, an answer comes in time, from rules, and says so."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -10,7 +9,7 @@ import orjson
 import pytest
 
 from tests.support.assist import metric
-from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
+from tests.support.daemon import Live, Person, serving, started
 from tests.support.load import eventually
 from tests.support.ollama import MEBIBYTE, FakeOllama, Mode, ollama_beside
 from tests.support.postgres import Server
@@ -25,18 +24,10 @@ TICKET = {"title": "VPN down"}
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    """A model that lasts as long as the daemon of this module."""
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-@pytest.fixture(scope="module")
 def desk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk with little patience, whose breaker closes again after a second."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         ITDESK_SCANNER__ENABLED="false",
         # What becomes of new tickets is asked in test_suggestions.
         ITDESK_AI__ENRICH="false",
@@ -46,16 +37,8 @@ def desk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
         ITDESK_AI__QUEUE=str(QUEUE),
         ITDESK_AI__BREAKER_SECONDS="1",
         ITDESK_PLUGINS__OLLAMA__PROBE_SECONDS="1",
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
+    ) as live:
+        yield live
 
 
 @pytest.fixture

@@ -333,6 +333,16 @@ async def test_doctor_names_what_ails_and_the_remedy(
     assert "-> run `itdesk db migrate`" in behind.stdout
 
 
+async def test_doctor_compares_the_tables_themselves(
+    database_url: str, new_daemon: NewDaemon
+) -> None:
+    """O-06: the marks are well, what they stand for is not."""
+    await _execute(database_url, "ALTER TABLE emails DROP COLUMN sent_at")
+    done = await _run(new_daemon(database_url), "doctor")
+    assert done.returncode == 1
+    assert re.search(r"FAIL schema: at .*, but column emails.sent_at is missing\n", done.stdout)
+
+
 async def test_an_old_postgresql_is_refused(pg_server: Server, new_daemon: NewDaemon) -> None:
     """S2-03, S4-03: `config check` against PostgreSQL 14 fails; the real one passes."""
     url = await pg_server.create(tcp=True)

@@ -5,7 +5,6 @@ Every route that changes something is tried, as the running daemon lists them: a
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from aiohttp import ClientSession
 from itdesk.api import ROUTES
 from itdesk.api.origin import SAFE_METHODS
 from itdesk.api.route import Route, Who
-from tests.support.daemon import PASSWORD, Live, live_on, make_daemon, wait
+from tests.support.daemon import PASSWORD, Live, serving
 from tests.support.postgres import Server
 
 LISTED = ("https://desk.example.org", "https://other.example.org:8443")
@@ -50,21 +49,14 @@ UNSAFE = [route for route in ROUTES if route.method not in SAFE_METHODS]
 @pytest.fixture(name="desk", scope="module")
 def _desk(pg_server: Server) -> Iterator[Live]:
     """A daemon that lists two origins."""
-    url = wait(pg_server.create())
     origins = ",".join(LISTED)
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         CORS_ORIGINS=origins,
         ITDESK_SCANNER__ENABLED="false",
         ITDESK_SERVER__TRUSTED_PROXIES="127.0.0.1/32",
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        daemon.stop()
-        shutil.rmtree(daemon.state_dir)
-        wait(pg_server.drop(url))
+    ) as live:
+        yield live
 
 
 async def everything(live: Live) -> Any:

@@ -6,18 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import Live
-from tests.support.jira import FakeJira, jira_beside
+from tests.support.daemon import Live, serving
+from tests.support.jira import FakeJira
 from tests.support.load import eventually
 from tests.support.postgres import Server
-from tests.test_jira_webhook import SECRET, UPSERT, _desk, sql
-
-
-@pytest.fixture(scope="module")
-def jira() -> Iterator[FakeJira]:
-    """A Jira that lasts as long as the daemon of this module."""
-    with jira_beside() as jira:
-        yield jira
+from tests.test_jira_webhook import SECRET, UPSERT, connection, sql
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +22,8 @@ def desk(pg_server: Server, jira: FakeJira) -> Iterator[Live]:
         "ITDESK_PLUGINS__JIRA__PUSH__ENABLED": "true",
         "ITDESK_JOBS__POLL_SECONDS": "1",
     }
-    yield from _desk(pg_server, jira, **env)
+    with serving(pg_server, **{**connection(jira), **env}) as live:
+        yield live
 
 
 async def test_a_change_and_a_comment_reach_jira_by_themselves(desk: Live, jira: FakeJira) -> None:

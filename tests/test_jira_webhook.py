@@ -3,7 +3,6 @@ it."""
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from itdesk_plugins.jira import webhook
-from tests.support.daemon import Answer, Live, Person, live_on, make_daemon, started, wait
-from tests.support.jira import FakeJira, doc, fake_jira, jira_beside, signature
+from tests.support.daemon import Answer, Live, Person, serving, started
+from tests.support.jira import FakeJira, doc, fake_jira, signature
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import following
@@ -27,16 +26,9 @@ SECRET = "webhook-4711-0815-xyz"
 UPSERT, RECONCILE = "/api/v1/integrations/jira/upsert", "/api/v1/integrations/jira/reconcile"
 
 
-@pytest.fixture(scope="module")
-def jira() -> Iterator[FakeJira]:
-    """A Jira that lasts as long as the daemons of this module."""
-    with jira_beside() as jira:
-        yield jira
-
-
-def _desk(pg_server: Server, jira: FakeJira, **env: str) -> Iterator[Live]:
-    url = wait(pg_server.create())
-    connection = {
+def connection(jira: FakeJira) -> dict[str, str]:
+    """Return what makes a desk that knows this Jira and tells it nothing."""
+    return {
         "JIRA_BASE_URL": jira.url,
         "JIRA_EMAIL": jira.email,
         "JIRA_API_TOKEN": jira.token,
@@ -45,28 +37,21 @@ def _desk(pg_server: Server, jira: FakeJira, **env: str) -> Iterator[Live]:
         "ITDESK_PLUGINS__JIRA__PUSH__ENABLED": "false",
         "ITDESK_PLUGINS__JIRA__BREAKER_SECONDS": "0.05",
     }
-    daemon = make_daemon(url, **{**connection, **env})
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
 
 
 @pytest.fixture(scope="module")
 def signed(pg_server: Server, jira: FakeJira) -> Iterator[Live]:
     """A desk that knows a secret with Jira."""
-    yield from _desk(pg_server, jira, JIRA_WEBHOOK_SECRET=SECRET)
+    with serving(pg_server, **connection(jira), JIRA_WEBHOOK_SECRET=SECRET) as live:
+        yield live
 
 
 @pytest.fixture(scope="module")
 def open_desk(pg_server: Server, jira: FakeJira) -> Iterator[Live]:
     """A desk without a secret, which believes a proxy on this machine about addresses."""
-    yield from _desk(pg_server, jira, ITDESK_SERVER__TRUSTED_PROXIES="127.0.0.1")
+    proxies = {"ITDESK_SERVER__TRUSTED_PROXIES": "127.0.0.1"}
+    with serving(pg_server, **connection(jira), **proxies) as live:
+        yield live
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from itdesk.model import new_id
-from tests.support.daemon import Daemon, Live, Person, live_on, make_daemon, started, wait
+from tests.support.daemon import Daemon, Live, Person, serving, started
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.smtp import PASSWORD, MailServer
@@ -38,24 +38,19 @@ def post_office() -> Iterator[MailServer]:
 @pytest.fixture(scope="module")
 def mailing(pg_server: Server, post_office: MailServer) -> Iterator[Live]:
     """One daemon that mails, for all tests here that need no own."""
-    url = wait(pg_server.create())
     more = {
         "ITDESK_MAIL__BURST": "1000",
         "FRONTEND_BASE_URL": "https://desk.example.org/app",
         "LOG_LEVEL": "DEBUG",
     }
-    daemon = make_daemon(url, **post_office.env(**QUICK, **more))
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        assert status == 0, log[-3000:]
+
+    def judge(log: str) -> None:
         assert "Traceback" not in log, log[-6000:]
         # What mails say, and the password, is in no line, DEBUG included.
         assert [w for w in ("nuisance", "Third floor", "Which floor", PASSWORD) if w in log] == []
+
+    with serving(pg_server, judge, **post_office.env(**QUICK, **more)) as live:
+        yield live
 
 
 @dataclass

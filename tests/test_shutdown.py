@@ -200,7 +200,12 @@ async def test_a_scan_in_progress_gives_its_lease_back(pg_server: Server, clamd:
 
 async def test_a_frozen_database_does_not_hold_up_the_end(own_pg_server: Server) -> None:
     """P-12: requests in flight get their 503 and the daemon ends although nothing answers it."""
-    async with started(own_pg_server, ITDESK_DATABASE__COMMAND_SECONDS="1") as live:
+    patience = {
+        "ITDESK_DATABASE__COMMAND_SECONDS": "1",
+        "ITDESK_DATABASE__ACQUIRE_SECONDS": "1",
+        "ITDESK_SERVER__DRAIN_SECONDS": "3",
+    }
+    async with started(own_pg_server, **patience) as live:
         agents = [await live.person("agent") for _ in range(4)]
         async with working(agents, clients=16, rate=60) as crew:
             await crew.until(lambda call: call.acknowledged, times=20, seconds=20)

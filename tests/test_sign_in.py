@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 
 from tests.support import openid
 from tests.support.authenticator import code_at, enrol
-from tests.support.daemon import PASSWORD, Answer, Live, Person, live_on, make_daemon, wait
+from tests.support.daemon import PASSWORD, Answer, Live, Person, serving
 from tests.support.openid import MISSING, Browser, OpenIdServer
 from tests.support.postgres import Server
 
@@ -52,7 +51,9 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def running_desk(pg_server: Server) -> Iterator[Desk]:
-    url = wait(pg_server.create())
+    def judge(log: str) -> None:
+        assert "Traceback" not in log, log[-5000:]
+
     with OpenIdServer() as google, OpenIdServer() as other:
         times = {"SECONDS": str(DEADLINE), "REQUEST_SECONDS": "2", "METADATA_SECONDS": "0.001",
                  "KEYS_SECONDS": "0.001"}  # fmt: skip
@@ -71,17 +72,8 @@ def running_desk(pg_server: Server) -> Iterator[Desk]:
             **{f"ITDESK_PLUGINS__GOOGLE__{name}": value for name, value in times.items()},
             **{f"ITDESK_PLUGINS__OIDC__{name}": value for name, value in times.items()},
         }
-        daemon = make_daemon(url, **env)
-        daemon.start()
-        try:
-            yield Desk(wait(live_on(daemon)), google, other)
-        finally:
-            status = daemon.stop()
-            wait(pg_server.drop(url))
-            log = daemon.log.read_text()
-            shutil.rmtree(daemon.state_dir)
-            assert status == 0, log[-3000:]
-            assert "Traceback" not in log, log[-5000:]
+        with serving(pg_server, judge, **env) as live:
+            yield Desk(live, google, other)
 
 
 @pytest.fixture

@@ -171,6 +171,19 @@ async def test_an_old_schema_is_migrated_before_the_port_opens(
         assert events.index("schema migrated") < events.index("listening")
 
 
+async def test_a_schema_altered_beneath_its_marks_is_refused_by_name(
+    database_url: str, new_daemon: NewDaemon
+) -> None:
+    """O-06: with `database.migrate_on_start`."""
+    conn = await asyncpg.connect(database_url)
+    await conn.execute("ALTER TABLE emails DROP COLUMN sent_at")
+    await conn.close()
+    daemon = new_daemon(database_url, ITDESK_DATABASE__MIGRATE_ON_START="true")
+    status, said = await _refused(daemon)
+    assert status == 1
+    assert "  column emails.sent_at is missing" in said
+
+
 async def test_a_newer_schema_is_refused_at_once(database_url: str, new_daemon: NewDaemon) -> None:
     """O-04: an older itdesk must not write into what it does not know."""
     conn = await asyncpg.connect(database_url)

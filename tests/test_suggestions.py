@@ -1,15 +1,14 @@
 """Suggestions and predictions on a real daemon, with a model that may be anybody's."""
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from itdesk.runtime.clock import Clock
-from tests.support.daemon import Live, Person, live_on, make_daemon, wait
-from tests.support.ollama import FakeOllama, ollama_beside
+from tests.support.daemon import Live, Person, serving
+from tests.support.ollama import FakeOllama
 from tests.support.postgres import Server
 
 CLOCK = Clock()
@@ -24,33 +23,10 @@ ENV = {
 
 
 @pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-@pytest.fixture(scope="module")
 def desk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk with a model that looks at new tickets."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(url, **ENV, OLLAMA_BASE_URL=ollama.url)
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
-
-
-@pytest.fixture
-def model(ollama: FakeOllama) -> Iterator[FakeOllama]:
-    """The model, honest and with nothing asked."""
-    ollama.reset()
-    yield ollama
-    ollama.reset()
+    with serving(pg_server, **ENV, OLLAMA_BASE_URL=ollama.url) as live:
+        yield live
 
 
 def triage(priority: str = "high", category: str = "email", **more: Any) -> Any:

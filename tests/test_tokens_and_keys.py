@@ -12,7 +12,7 @@ from aiohttp import ClientSession
 
 from tests.support import authenticator
 from tests.support.authenticator import code_at, now, wrong_code
-from tests.support.daemon import PASSWORD, Answer, Live, Person, live_on, make_daemon, wait
+from tests.support.daemon import PASSWORD, Answer, Live, Person, serving
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import connected, following
@@ -24,21 +24,18 @@ SECRETS: list[str] = []
 @pytest.fixture(name="desk", scope="module")
 def _desk(pg_server: Server) -> Iterator[Live]:
     """A daemon whose managers need a second factor."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+
+    def judge(log: str) -> None:
+        assert [secret for secret in SECRETS if secret in log] == []
+
+    with serving(
+        pg_server,
+        judge,
         ITDESK_AUTH__TOTP_REQUIRED_ROLES='["manager"]',
         ITDESK_HUB__RECHECK_SECONDS="1",
         ITDESK_LOG__LEVEL="DEBUG",
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        assert daemon.stop() == 0
-        text = daemon.log.read_text()
-        wait(pg_server.drop(url))
-        assert [secret for secret in SECRETS if secret in text] == []
+    ) as live:
+        yield live
 
 
 async def script(owner: Person, scope: str, **more: Any) -> Person:

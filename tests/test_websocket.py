@@ -3,7 +3,6 @@
 import asyncio
 import random
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ import pytest_asyncio
 from aiohttp import ClientSession, WSServerHandshakeError
 
 from itdesk.api.websocket import ERRORS
-from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
+from tests.support.daemon import Live, Person, serving, started
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import Closed, Stream, connected, following, token_of
@@ -29,9 +28,8 @@ SENT = {
 @pytest.fixture(name="brisk", scope="module")
 def _brisk(pg_server: Server) -> Iterator[Live]:
     """A daemon with the shortest times, and with limits."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(
-        url,
+    with serving(
+        pg_server,
         ITDESK_LIMITS__ENABLED="true",
         ITDESK_LIMITS__DEFAULT="1000000/minute",
         ITDESK_LIMITS__AUTH="1000000/minute",
@@ -39,16 +37,8 @@ def _brisk(pg_server: Server) -> Iterator[Live]:
         ITDESK_HUB__RECHECK_SECONDS="1",
         ITDESK_HUB__PING_SECONDS="1",
         ITDESK_HUB__SOCKETS_PER_USER="3",
-    )
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
+    ) as live:
+        yield live
 
 
 @pytest_asyncio.fixture(name="session")

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,9 +23,9 @@ from tests.support.assist import (
     solved,
     streamed,
 )  # fmt: skip
-from tests.support.daemon import Live, Person, live_on, make_daemon, started, wait
+from tests.support.daemon import Live, Person, serving, started
 from tests.support.load import eventually
-from tests.support.ollama import FakeOllama, Mode, ollama_beside
+from tests.support.ollama import FakeOllama, Mode
 from tests.support.postgres import Server
 from tests.support.stream import Frame, Stream, connected, following, token_of
 
@@ -37,27 +36,6 @@ SLACK = 4.0
 ASKED_OF_ONE = 5
 QUESTION = "My gadget is odd"
 REPLY = 'Turn it off, count to "ten" \\ and turn it on again. Grüße \U0001f600 and good luck!'
-
-
-@pytest.fixture(scope="module")
-def ollama() -> Iterator[FakeOllama]:
-    """A model that lasts as long as the daemons of this module."""
-    with ollama_beside() as ollama:
-        yield ollama
-
-
-def _desk(pg_server: Server, ollama: FakeOllama, **env: str) -> Iterator[Live]:
-    url = wait(pg_server.create())
-    daemon = make_daemon(url, **settings(ollama), **env)
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        status = daemon.stop()
-        wait(pg_server.drop(url))
-        log = daemon.log.read_text()
-        shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
 
 
 def settings(ollama: FakeOllama) -> dict[str, str]:
@@ -74,21 +52,24 @@ def settings(ollama: FakeOllama) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def desk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk that waits for its model: what ends here early was ended."""
-    yield from _desk(pg_server, ollama, ITDESK_AI__TIMEOUT_SECONDS=str(PATIENT))
+    patience = {"ITDESK_AI__TIMEOUT_SECONDS": str(PATIENT)}
+    with serving(pg_server, **settings(ollama), **patience) as live:
+        yield live
 
 
 @pytest.fixture(scope="module")
 def brisk(pg_server: Server, ollama: FakeOllama) -> Iterator[Live]:
     """A desk with little patience, and with limits."""
-    yield from _desk(
+    with serving(
         pg_server,
-        ollama,
+        **settings(ollama),
         ITDESK_AI__TIMEOUT_SECONDS=str(BUDGET),
         ITDESK_LIMITS__ENABLED="true",
         ITDESK_LIMITS__DEFAULT="1000000/minute",
         ITDESK_LIMITS__AUTH="1000000/minute",
         ITDESK_LIMITS__AI=f"{ASKED_OF_ONE}/day",
-    )
+    ) as live:
+        yield live
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 import pytest
 
-from tests.support.daemon import Live, Person, live_on, make_daemon, running, wait
+from tests.support.daemon import Live, Person, make_daemon, running, serving
 from tests.support.postgres import Server
 from tests.support.sink import Sink, sinking
 
@@ -31,14 +31,8 @@ SECRET = "sink-secret-0123456789"
 @pytest.fixture(scope="module")
 def desk(pg_server: Server) -> Iterator[Live]:
     """One daemon for this module, which may call this machine."""
-    url = wait(pg_server.create())
-    daemon = make_daemon(url, **QUICK)
-    daemon.start()
-    try:
-        yield wait(live_on(daemon))
-    finally:
-        assert daemon.stop() == 0, daemon.log.read_text()[-3000:]
-        wait(pg_server.drop(url))
+    with serving(pg_server, **QUICK) as live:
+        yield live
 
 
 @pytest.fixture

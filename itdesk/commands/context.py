@@ -84,12 +84,10 @@ class Context:
         """Lend the desk, on a database that is at head, beside a running daemon or without one."""
         # Imported here: what needs no desk starts in a third of the time.
         from itdesk.assembly import open_desk
-        from itdesk.store import head
-        from itdesk.store.opening import database_url
+        from itdesk.store.opening import at_head, database_url
 
-        migrate = bool(settings.database.migrate_on_start)
         async with database_url(settings) as url:
-            await head.at_head(url, patience=5, migrate=migrate, clock=Clock())
+            await at_head(settings, url, patience=5, clock=Clock())
             async with open_desk(settings, url) as desk:
                 yield desk
 

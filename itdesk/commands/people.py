@@ -52,5 +52,5 @@ def erase_user(context: Context, who: str, yes: bool) -> None:
     run(work())
 
 
-# They stand below `user`, with the commands for accounts.
+# Registered here, so that these commands are below it too.
 COMMANDS: list[click.Command] = [user]

@@ -22,8 +22,7 @@ from itdesk.desk.switches import Switches, told
 from itdesk.errors import ConfigError, DeskError, Unavailable
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
-from itdesk.store import head
-from itdesk.store.opening import database_url, open_database
+from itdesk.store.opening import at_head, database_url, open_database
 from itdesk.store.switches import Switch
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -75,7 +74,7 @@ def _switched_off(context: Context, settings: Settings) -> dict[str, str]:
         return {}
 
     async def read() -> dict[str, Switch]:
-        async with _switches(settings, patience=1, migrate=False) as switches:
+        async with _switches(settings, patience=1, may_migrate=False) as switches:
             return await switches.read()
 
     try:
@@ -92,11 +91,11 @@ def _switched_off(context: Context, settings: Settings) -> dict[str, str]:
 
 @asynccontextmanager
 async def _switches(
-    settings: Settings, *, patience: float, migrate: bool
+    settings: Settings, *, patience: float, may_migrate: bool
 ) -> AsyncIterator[Switches]:
     """Lend the switches alone: no plugin is loaded, for it may be what ails."""
     async with database_url(settings) as url:
-        await head.at_head(url, patience=patience, migrate=migrate, clock=Clock())
+        await at_head(settings, url, patience=patience, clock=Clock(), may_migrate=may_migrate)
         async with open_database(settings, url) as db:
             yield Switches(db, settings)
 
@@ -194,8 +193,7 @@ def _turn(context: Context, name: str, *, enabled: bool) -> None:
     settings = context.settings()
 
     async def work() -> int | None:
-        migrate = bool(settings.database.migrate_on_start)
-        async with _switches(settings, patience=5, migrate=migrate) as switches:
+        async with _switches(settings, patience=5, may_migrate=True) as switches:
             return await switches.turn(OPERATOR, name, enabled=enabled)
 
     if run(work()) is None:

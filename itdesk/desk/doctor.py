@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from itdesk.desk import Desk
-from itdesk.errors import DeskError
+from itdesk.errors import DeskError, SchemaError
 from itdesk.store import head
 from itdesk.store.migrations import Migrations
 
@@ -56,10 +56,26 @@ async def _examined(
     status = await migrations.status(conn)
     said = f"at {status.current or 'nothing'}, expected {status.expected}"
     remedy = "run `itdesk db migrate`" if not status.unknown else "install the newer itdesk"
-    found.append(Finding("schema", status.at_head, said, remedy))
+    differences = await _differences(conn, migrations) if status.at_head else ()
+    if differences:
+        said = f"{said}, but {'; '.join(differences)}"
+        remedy = "restore a backup, or repair these by hand; `itdesk db verify` compares again"
+    found.append(Finding("schema", status.at_head and not differences, said, remedy))
     if production and status.at_head:
         found.append(await _demo_accounts(conn))
     return found
+
+
+async def _differences(
+    conn: "asyncpg.Connection[asyncpg.Record]", migrations: Migrations
+) -> tuple[str, ...]:
+    """Return what the schema has that is not as its marks say, or why that cannot be known."""
+    if await migrations.unchanged(conn):
+        return ()
+    try:
+        return (await migrations.verify()).differences
+    except SchemaError as exc:
+        return (exc.message,)
 
 
 async def _demo_accounts(conn: "asyncpg.Connection[asyncpg.Record]") -> Finding:

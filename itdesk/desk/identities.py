@@ -289,8 +289,11 @@ class Identities:
             raise Conflict("The address was changed meanwhile.")
         if not account.user.is_active:
             _refuse("the account is switched off")
-        if any(one.issuer == identity.issuer for one in await identities.of_user(tx.conn, user_id)):
-            _refuse("the account is linked to another subject of this issuer")
+        for one in await identities.of_user(tx.conn, user_id):
+            if (one.issuer, one.subject) == (identity.issuer, identity.subject):
+                raise Conflict("The same was linked meanwhile.")
+            if one.issuer == identity.issuer:
+                _refuse("the account is linked to another subject of this issuer")
         if account.user.is_verified:
             return False
         # Whoever opened it never proved to have the address: it may be a trap for who has.

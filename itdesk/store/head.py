@@ -6,13 +6,15 @@ us again, and a newer schema does not grow older.
 """
 
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 
 from itdesk.errors import DeskError, SchemaError, Unavailable
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
-from itdesk.store.migrations import Migrations, SchemaStatus, SchemaTooNew
+from itdesk.store.migrations import Migrations, SchemaTooNew
 
 _LOOK_SECONDS = 5.0
 _TELL_SECONDS = 5.0
@@ -72,20 +74,27 @@ async def at_head(url: str, *, patience: float, migrate: bool, clock: Clock) -> 
 
 async def _advance(migrations: Migrations, url: str, *, seconds: float, migrate: bool) -> None:
     """Return when the schema is at head, or raise what is missing."""
-    status = await _look(migrations, url, seconds)
-    if not migrate:
-        status.require()
-    elif not status.at_head:
-        done = await migrations.migrate()
-        if done.applied or done.stamped:
-            log.info("schema migrated", applied=done.applied, stamped=done.stamped)
+    async with _connected(url, seconds) as conn:
+        status = await migrations.status(conn)
+        if not migrate:
+            status.require()
+            return
+        if status.at_head and await migrations.unchanged(conn):
+            return
+    # What is marked as at head is compared with what it should be.
+    done = await migrations.migrate()
+    if done.applied or done.stamped:
+        log.info("schema migrated", applied=done.applied, stamped=done.stamped)
 
 
-async def _look(migrations: Migrations, url: str, seconds: float) -> SchemaStatus:
+@asynccontextmanager
+async def _connected(
+    url: str, seconds: float
+) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
     try:
         conn = await asyncpg.connect(url, timeout=seconds, command_timeout=seconds)
         try:
-            return await migrations.status(conn)
+            yield conn
         finally:
             await conn.close(timeout=seconds)
     except _REFUSALS as exc:

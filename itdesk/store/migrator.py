@@ -24,7 +24,7 @@ from itdesk.store.migrations import (
     Stamp,
     Verification,
 )
-from itdesk.store.structure import Structure, describe, place, rehearse
+from itdesk.store.structure import Structure, describe, place, rehearse, remember
 
 _LOCK = 0x69746465736B  # "itdesk"; advisory locks are per database
 
@@ -61,7 +61,8 @@ class Migrator:
             status = SchemaStatus.of(marked or set(), self._known)
             if status.unknown:
                 status.require()
-            reached = self._reached(conn, marked or set())
+            steps = self._rehearse(conn)
+            reached = self._reached(conn, marked or set(), steps)
             present = self._known[:reached]
             if stamp == "only":
                 stamps = tuple(name for name in present if name in status.pending)
@@ -89,6 +90,8 @@ class Migrator:
                     for name in apply:
                         with _explained(name):
                             backend.apply_one(self._load(name))
+            if self._known and place(describe(conn), steps[-1:])[0] is not None:
+                remember(conn, self._known[-1])
             return Migrated(stamps, apply, () if apply else left)
 
     @_reachable()
@@ -126,10 +129,12 @@ class Migrator:
             f"There is no migration {to!r}. Known are base, {', '.join(self._known)}."
         )
 
-    def _reached(self, conn: psycopg.Connection, marked: set[str]) -> int:
+    def _reached(
+        self, conn: psycopg.Connection, marked: set[str], steps: Sequence[Structure]
+    ) -> int:
         """Return how many migrations the schema really has, or refuse a schema that is none."""
         recorded = max((i for i, name in enumerate(self._known, 1) if name in marked), default=0)
-        reached, differences = place(describe(conn), self._rehearse(conn)[recorded:])
+        reached, differences = place(describe(conn), steps[recorded:])
         if reached is None:
             raise SchemaDrift(
                 "The schema is not what any version of itdesk makes; nothing was changed:\n  "

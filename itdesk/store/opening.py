@@ -1,10 +1,13 @@
-"""Which database there is to work on: the configured one, or the embedded one, started for it."""
+"""Which database there is to work on, configured or embedded and started for it; and whether it is
+fit to be worked on."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from itdesk.config import Settings
+from itdesk.runtime.clock import Clock
 from itdesk.runtime.postgres import EmbeddedPostgres
+from itdesk.store import head
 from itdesk.store.db import Database, Limits
 
 
@@ -16,6 +19,14 @@ async def database_url(settings: Settings) -> AsyncIterator[str]:
         return
     async with EmbeddedPostgres(settings.state_dir) as server:
         yield server.url
+
+
+async def at_head(
+    settings: Settings, url: str, *, patience: float, clock: Clock, may_migrate: bool = True
+) -> None:
+    """Return once the schema is the one that this version needs; migrate if the settings say so."""
+    migrate = may_migrate and bool(settings.database.migrate_on_start)
+    await head.at_head(url, patience=patience, migrate=migrate, clock=clock)
 
 
 @asynccontextmanager

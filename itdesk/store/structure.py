@@ -7,54 +7,29 @@ that no difference between PostgreSQL versions can look like a difference of our
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import LiteralString
+from contextlib import suppress
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 
-Structure = Mapping[str, str]  # "column tickets.title" -> "text not null"
+from itdesk.store.catalogue import DESCRIBE, FINGERPRINT
 
-# One row an object of current_schema(). Constraints of kind n are NOT NULL, which PostgreSQL 18
-# began to list: the column already says it. An index behind a constraint is the constraint.
-_DESCRIBE: LiteralString = """
-WITH ours AS (
-    SELECT oid, relname FROM pg_class
-     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
-)
-SELECT 'table ' || relname, '' FROM ours
-UNION ALL
-SELECT 'column ' || relname || '.' || attname,
-       concat_ws(' ', format_type(atttypid, atttypmod),
-                 CASE WHEN attnotnull THEN 'not null' END,
-                 CASE WHEN attidentity <> '' THEN 'identity ' || attidentity::text END,
-                 CASE WHEN attgenerated <> '' THEN 'generated ' || attgenerated::text END,
-                 'default ' || pg_get_expr(adbin, adrelid, true))
-  FROM ours JOIN pg_attribute ON attrelid = ours.oid AND attnum > 0 AND NOT attisdropped
-  LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-UNION ALL
-SELECT 'constraint ' || relname || '.' || conname, pg_get_constraintdef(c.oid, true)
-  FROM ours JOIN pg_constraint AS c ON conrelid = ours.oid AND contype IN ('c', 'f', 'p', 'u', 'x')
-UNION ALL
-SELECT 'index ' || relname || '.' || indexrelid::regclass::text,
-       pg_get_indexdef(indexrelid, 0, true)
-  FROM ours JOIN pg_index ON indrelid = ours.oid AND indisvalid
- WHERE NOT EXISTS (SELECT FROM pg_constraint
-                   WHERE conindid = indexrelid AND contype IN ('p', 'u', 'x'))
-UNION ALL
-SELECT 'trigger ' || relname || '.' || tgname,
-       pg_get_triggerdef(t.oid, true) || CASE tgenabled WHEN 'O' THEN '' ELSE ' (disabled)' END
-  FROM ours JOIN pg_trigger AS t ON tgrelid = ours.oid AND NOT tgisinternal
-UNION ALL
-SELECT 'function ' || proname || '(' || pg_get_function_identity_arguments(oid) || ')',
-       prorettype::regtype::text || ' ' || provolatile::text || ' ' || md5(prosrc)
-  FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND prokind = 'f'
-"""
+Structure = Mapping[str, str]  # "column tickets.title" -> "text not null"
 
 
 def describe(conn: psycopg.Connection) -> Structure:
     """Return the structure of the current schema."""
-    return dict(conn.execute(_DESCRIBE).fetchall())
+    return dict(conn.execute(DESCRIBE).fetchall())
+
+
+def remember(conn: psycopg.Connection, head: str) -> None:
+    """Write down that the schema, as it is now, is what the migrations up to `head` make."""
+    (found,) = conn.execute(FINGERPRINT).fetchone() or ("",)
+    statement = sql.SQL("COMMENT ON TABLE _yoyo_migration IS {}").format(f"{head} {found}")
+    # Whoever may migrate without owning that table has to compare each time.
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        conn.execute(statement)
 
 
 def rehearse(conn: psycopg.Connection, migrations: Sequence[Sequence[str]]) -> list[Structure]:

@@ -12,6 +12,8 @@ import pytest
 from yoyo.backends.base import DatabaseBackend
 
 from itdesk.errors import SchemaError, Unavailable
+from itdesk.runtime.clock import Clock
+from itdesk.store import head
 from itdesk.store.migrations import (
     Migrations,
     SchemaBusy,
@@ -290,6 +292,41 @@ async def test_a_drifted_schema_is_refused_naming_the_difference(
     assert DRIFT[damage] in refusal.value.message
     assert len(refusal.value.details["differences"]) == 1
     assert await pg_server.dump(database_url) == dump
+
+
+async def unchanged(url: str) -> bool:
+    async with connected(url) as conn:
+        return await migrations(url).unchanged(conn)
+
+
+@pytest.mark.parametrize("damage", DRIFT)
+async def test_a_drift_is_seen_without_a_comparison(database_url: str, damage: str) -> None:
+    """O-06: so that a start at head need not compare, which takes it a quarter of a second."""
+    assert await unchanged(database_url)
+    await execute(database_url, damage)
+    assert not await unchanged(database_url)
+
+
+async def test_what_was_never_compared_is_once_and_then_known(database_url: str) -> None:
+    """As after an upgrade from a version that wrote nothing down, or of PostgreSQL."""
+    await execute(database_url, "COMMENT ON TABLE _yoyo_migration IS NULL")
+    assert not await unchanged(database_url)
+    await head.at_head(database_url, patience=5, migrate=True, clock=Clock())
+    assert await unchanged(database_url)
+
+
+async def test_a_mark_set_by_hand_is_not_taken_for_the_migration(
+    database_url: str, more_migrations: Path
+) -> None:
+    """O-06: what was compared was the schema of an older version."""
+    await migrations(database_url).downgrade(KNOWN[-2])
+    (more_migrations / f"{HEAD}.sql").unlink()
+    await migrations(database_url, more_migrations).migrate()
+    async with connected(database_url) as conn:
+        assert await migrations(database_url, more_migrations).unchanged(conn)
+        await conn.execute("INSERT INTO _yoyo_migration VALUES ('x', $1, now())", HEAD)
+        assert (await migrations(database_url).status(conn)).at_head
+        assert not await migrations(database_url).unchanged(conn)
 
 
 @pytest.mark.parametrize("stamp", ["auto", "only", "never"])

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -306,20 +306,35 @@ async def live_on(daemon: Daemon) -> Live:
     return live
 
 
-@pytest.fixture(scope="session")
-def live(pg_server: Server, clamd: Clamd) -> Iterator[Live]:
-    """One daemon for all tests that only talk to it: PostgreSQL, clamd, files on disk."""
+@contextmanager
+def serving(
+    pg_server: Server, judge: Callable[[str], object] | None = None, /, **env: str
+) -> Iterator[Live]:
+    """Lend a daemon to a fixture that outlives the tests' event loops; it has to end well.
+
+    `judge` is shown all that it logged.
+    """
     url = wait(pg_server.create())
-    daemon = make_daemon(url, CLAMAV_HOST="127.0.0.1", CLAMAV_PORT=str(clamd.port), **SMALL_FILES)
-    daemon.start()
+    daemon = make_daemon(url, **env)
     try:
+        daemon.start()
         yield wait(live_on(daemon))
     finally:
         status = daemon.stop()
         wait(pg_server.drop(url))
         log = daemon.log.read_text()
         shutil.rmtree(daemon.state_dir)
-        assert status == 0, log[-3000:]
+    assert status == 0, log[-3000:]
+    if judge is not None:
+        judge(log)
+
+
+@pytest.fixture(scope="session")
+def live(pg_server: Server, clamd: Clamd) -> Iterator[Live]:
+    """One daemon for all tests that only talk to it: PostgreSQL, clamd, files on disk."""
+    engine = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port)}
+    with serving(pg_server, **engine, **SMALL_FILES) as live:
+        yield live
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import orjson
+import pytest
 from aiohttp import ClientSession, web
 
 Dialect = Literal["cloud", "datacenter"]
@@ -604,3 +605,10 @@ def jira_beside(dialect: Dialect = "cloud") -> Iterator[FakeJira]:
         loop.call_soon_threadsafe(over.set)
         thread.join(10)
         loop.close()
+
+
+@pytest.fixture(scope="module")
+def jira() -> Iterator[FakeJira]:
+    """A Jira that lasts as long as the daemons of a module."""
+    with jira_beside() as jira:
+        yield jira

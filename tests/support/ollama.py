@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
+import pytest
 from aiohttp import web
 
 Mode = Literal[
@@ -317,3 +318,18 @@ def ollama_beside() -> Iterator[FakeOllama]:
         loop.call_soon_threadsafe(done.set)
         assert ended.wait(10)
         thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[FakeOllama]:
+    """A model that lasts as long as the daemons of a module."""
+    with ollama_beside() as ollama:
+        yield ollama
+
+
+@pytest.fixture
+def model(ollama: FakeOllama) -> Iterator[FakeOllama]:
+    """The model, honest and with nothing asked."""
+    ollama.reset()
+    yield ollama
+    ollama.reset()
