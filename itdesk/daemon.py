@@ -38,6 +38,7 @@ from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
+from itdesk.runtime.memory import MemoryReturn
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
 from itdesk.store import head
@@ -202,6 +203,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
     supervisor.add(Settler(desk.limits))
+    supervisor.add(MemoryReturn())
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))
