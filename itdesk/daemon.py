@@ -38,7 +38,7 @@ from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
-from itdesk.runtime.memory import MemoryReturn
+from itdesk.runtime.memory import MemoryReturn, share_one_arena
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
 from itdesk.store import head
@@ -73,6 +73,7 @@ async def serve(
     Raises DeskError when something needed at the start is missing, and Escalated when a critical
     part crashes again and again.
     """
+    share_one_arena()
     for name in settings.failpoints:
         failpoints.arm(name)
     async with AsyncExitStack() as stack:
