@@ -27,7 +27,7 @@ HEADER_SECONDS = 15.0 - SWEEP_SECONDS
 IDLE_SECONDS = 75
 WINDOW_SECONDS = 30.0 - SWEEP_SECONDS
 WINDOW_BYTES = 29 * 1024
-# From here on a copy of a body is dearer than one more call of the kernel.
+# Smaller bodies are joined to their headers: what many copies of them take is little.
 LARGE_BODY = 65_536
 # What a websocket has instead of requests that wait to be answered.
 _NO_REQUESTS: deque[Any] = deque(maxlen=0)

@@ -3,7 +3,7 @@
     python -m tests.bench                     requests: read, list, lists, search, create
     python -m tests.bench stream              websocket fan-out and the way of an event to a client
     python -m tests.bench start               seconds until ready, memory at rest
-    python -m tests.bench memory              memory after loads, and of a websocket
+    python -m tests.bench memory              memory after loads, websockets and sieges
     python -m tests.bench database            the same questions at --tickets and at --large tickets
     python -m tests.bench --short --json out.json
 
