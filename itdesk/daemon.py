@@ -38,6 +38,7 @@ from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.lag import LoopLag
+from itdesk.runtime.memory import MemoryReturn, share_one_arena
 from itdesk.runtime.postgres import EmbeddedPostgres
 from itdesk.runtime.supervisor import Escalated, Supervisor
 from itdesk.store.opening import at_head
@@ -72,6 +73,7 @@ async def serve(
     Raises DeskError when something needed at the start is missing, and Escalated when a critical
     part crashes again and again.
     """
+    share_one_arena()
     for name in settings.failpoints:
         failpoints.arm(name)
     async with AsyncExitStack() as stack:
@@ -203,6 +205,7 @@ def _actors(desk: Desk, hub: Hub, embedded: EmbeddedPostgres | None) -> Supervis
     listener.subscribe(hub.advanced)
     supervisor.add(Sequencer(desk.db, desk.metrics))
     supervisor.add(Settler(desk.limits))
+    supervisor.add(MemoryReturn())
     worker = Worker(desk.jobs)
     supervisor.add(worker)
     supervisor.add(Scheduler(desk.schedules))

@@ -6,10 +6,13 @@ not is cut off, so that a thousand idle sockets cost nobody else anything.
 
 import socket
 import struct
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDict, CIMultiDictProxy
 
 if TYPE_CHECKING:
     from aiohttp.web_server import Server
@@ -24,6 +27,10 @@ HEADER_SECONDS = 15.0 - SWEEP_SECONDS
 IDLE_SECONDS = 75
 WINDOW_SECONDS = 30.0 - SWEEP_SECONDS
 WINDOW_BYTES = 29 * 1024
+# Smaller bodies are joined to their headers: what many copies of them take is little.
+LARGE_BODY = 65_536
+# What a websocket has instead of requests that wait to be answered.
+_NO_REQUESTS: deque[Any] = deque(maxlen=0)
 # SO_LINGER: on, for no second.
 _AT_ONCE = struct.pack("ii", 1, 0)
 
@@ -35,6 +42,7 @@ class Connection(web.RequestHandler):
         "_answering",
         "_closing",
         "_dispatcher",
+        "_handshake",
         "_marked",
         "_received",
         "_since",
@@ -53,6 +61,8 @@ class Connection(web.RequestHandler):
         self._marked: tuple[float, int] = (0.0, 0)
         self._stuck: float | None = None
         self._closing: float | None = None
+        # The headers of a request to become a websocket.
+        self._handshake: CIMultiDict[str] | None = None
         # Where a websocket's frames wait while its client takes none.
         self.outbox: Outbox | None = None
 
@@ -92,11 +102,36 @@ class Connection(web.RequestHandler):
         if self._since is None and self._answering is None:
             self._since = self._loop.time()
         super().data_received(data)
+        if self._upgraded and self._messages:
+            self._own_headers()
         request = self._answering
         if request is not None and self._messages and not request.content.is_eof():
             # Nothing can follow an unfinished body but the news that it cannot be read, which
             # aiohttp would keep from the handler that waits for the rest.
             request.content.set_exception(web.RequestPayloadError("the framing is broken"))
+
+    def _own_headers(self) -> None:
+        # aiohttp keeps the request of a websocket until its end, in places that nobody else can
+        # reach, and everything in it twice: these headers can be forgotten.
+        message, body = self._messages.pop()
+        assert isinstance(message, RawRequestMessage)
+        self._handshake = CIMultiDict(message.headers)
+        headers = CIMultiDictProxy(self._handshake)
+        self._messages.append((message._replace(headers=headers, raw_headers=()), body))
+
+    def lighten(self) -> None:
+        """Let go of what only requests need: a websocket stays, and there may be thousands.
+
+        Of the headers only what names the client is left, and nothing of its token.
+        """
+        self._parser = None
+        self._messages = _NO_REQUESTS
+        if self._handshake is not None:
+            agent = self._handshake.get(hdrs.USER_AGENT)
+            self._handshake.clear()
+            if agent is not None:
+                self._handshake[hdrs.USER_AGENT] = agent
+            self._handshake = None
 
     def begin(self, request: web.BaseRequest) -> None:
         """Note that a request is complete but for its body."""
@@ -111,6 +146,11 @@ class Connection(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = self._dispatcher.unreadable(request, resp.status)
         try:
+            if isinstance(resp, web.Response) and _is_large(resp.body):
+                # Behind its headers, not joined to them: many may wait to be taken at a time, and
+                # all that are the same document are then one piece of memory.
+                await resp.prepare(request)
+                request.writer.send_headers()
             return await super().finish_response(request, resp, start_time)
         finally:
             self._answering = None
@@ -172,3 +212,7 @@ class Connection(web.RequestHandler):
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.abort()
+
+
+def _is_large(body: object) -> bool:
+    return isinstance(body, bytes) and len(body) >= LARGE_BODY

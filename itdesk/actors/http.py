@@ -181,12 +181,12 @@ class HttpServer:
             lingering_time=5.0,
         )
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _answer(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """Answer a request; only its connection can tell when the answer is sent."""
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.begin(request)
-        return await self._dispatcher.handle(request)
+        return self._dispatcher.handle(request)
 
     def _sweep(self) -> None:
         """Cut off the clients that failed to do their part in time."""

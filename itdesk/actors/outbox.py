@@ -32,6 +32,10 @@ class Bounds:
     octets: int = 1_048_576
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Outbox:
     """Frames on their way to one socket."""
 
@@ -67,8 +71,9 @@ class Outbox:
         self._messages += messages
         self._octets += len(frame)
         if self._messages > self._bounds.messages or self._octets > self._bounds.octets:
+            on_overflow = self._on_overflow
             self.stop()
-            self._on_overflow()
+            on_overflow()
             return False
         if self._queue is None:
             self._queue = deque()
@@ -99,6 +104,8 @@ class Outbox:
         self.closed = True
         self._queue = None
         self._messages = self._octets = 0
+        # It knows whose outbox this is: both would wait for the garbage collection.
+        self._on_overflow = _do_nothing
         self._wake()
 
     def _wake(self) -> None:

@@ -5,10 +5,9 @@ websocket.
 """
 
 from asyncio import Task, TaskGroup
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -63,15 +62,20 @@ _CANCELLED = Conflict("The chat was given up.", code="E_CHAT_CANCELLED")
 
 
 class Chats:
-    """The chats that run on one websocket; `chatting` lends them."""
+    """The chats that run on one websocket; the task that opens them ends them as well."""
 
-    def __init__(self, call: Call, hub: "Hub", client: Client, group: TaskGroup) -> None:
+    def __init__(self, call: Call, hub: "Hub", client: Client) -> None:
         self._call = call
         self._hub = hub
         self._client = client
-        self._group = group
+        self._group = TaskGroup()
         self._exchange = call.request[EXCHANGE]
         self._running: dict[str, Task[Replied | DeskError]] = {}
+
+    async def open(self) -> Self:
+        """Be ready for chats, until `end`."""
+        await self._group.__aenter__()
+        return self
 
     def begin(self, asked: Ask) -> bool:
         """Begin a chat, whose frames name it; False if one of that name is running."""
@@ -90,10 +94,12 @@ class Chats:
         if id in self._running:
             self._running[id].cancel()
 
-    def cancel_all(self) -> None:
-        """Give up all that are running."""
-        for id in self._running:
-            self.cancel(id)
+    async def end(self) -> None:
+        """Give up all that are running, and return when they are over."""
+        for task in self._running.values():
+            task.cancel()
+        # Nothing that ends the conversation is told to the group: it would wrap it.
+        await self._group.__aexit__(None, None, None)
 
     async def _answered(self, asked: Ask) -> Replied | DeskError:
         """Return what a chat ends with."""
@@ -126,18 +132,3 @@ class Chats:
         self._client.outbox.put(frame(0x1, render.encode(told)))
         self._hub.count_chat(how)
         log.info("chat ended", user=self._client.user_id, outcome=how, seconds=round(seconds, 6))
-
-
-@asynccontextmanager
-async def chatting(call: Call, hub: "Hub", client: Client) -> AsyncIterator[Chats]:
-    """Lend the chats of a websocket; those that are running at the end of the block are over."""
-    ended: Exception | None = None
-    async with TaskGroup() as group:
-        chats = Chats(call, hub, client, group)
-        try:
-            yield chats
-        except Exception as exc:  # noqa: BLE001 - raised again below: in a group none would know it
-            ended = exc
-        chats.cancel_all()
-    if ended is not None:
-        raise ended

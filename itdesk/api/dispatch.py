@@ -100,6 +100,8 @@ class Dispatcher:
             return response
         finally:
             self.exchanges.close(request, exchange, status, size, clock.monotonic() - started)
+            # A websocket keeps its request: both would wait for the garbage collection.
+            exchange.begun = None
 
     def is_websocket(self, request: web.BaseRequest) -> bool:
         """Return whether a request has become a websocket."""

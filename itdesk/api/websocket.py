@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from itdesk.actors.client import Client, Goodbye
 from itdesk.actors.frames import PROTOCOL, frame, text
 from itdesk.api import payload
-from itdesk.api.chats import Ask, Cancel, Chats, chatting, named
+from itdesk.api.chats import Ask, Cancel, Chats, named
 from itdesk.api.cookies import Cookies
 from itdesk.api.exchange import EXCHANGE
 from itdesk.api.origin import offered_token
@@ -157,6 +157,8 @@ class Conversation:
         self._ignored = 0
         self._complained_at = -math.inf
         self._subscribed = False
+        # Most never chat: they are made for the first one.
+        self._chats: Chats | None = None
 
     async def run(self) -> None:
         """Talk until one side ends it."""
@@ -181,23 +183,29 @@ class Conversation:
             self._connection.outbox = None
             if client is not None:
                 self._hub.leave(client)
+            self._forget_failure()
 
     async def _stay(self, client: Client) -> Goodbye | None:
         """Listen to an authenticated client until it, or the hub, has enough."""
         try:
-            async with (
-                asyncio.timeout(None) as cut,
-                chatting(self._call, self._hub, client) as chats,
-            ):
+            async with asyncio.timeout(None) as cut:
                 client.on_goodbye = lambda: cut.reschedule(0)
                 try:
-                    await self._listen(client, chats)
+                    await self._listen(client)
                 finally:
                     client.on_goodbye = _do_nothing
+                    if self._chats is not None:
+                        await self._chats.end()
         except TimeoutError:
             if client.goodbye is None:
                 raise
         return client.goodbye
+
+    def _forget_failure(self) -> None:
+        failure = self._ws.exception()
+        if failure is not None:
+            # Its tracebacks lead back here: all of it would wait for the garbage collection.
+            failure.__traceback__ = failure.__context__ = None
 
     async def _close(self, goodbye: Goodbye) -> None:
         request = self._call.request
@@ -226,6 +234,8 @@ class Conversation:
         if isinstance(entered, Goodbye):
             raise Over(entered)
         self._connection.outbox = entered.outbox
+        self._connection.lighten()
+        self._ws.headers.clear()
         _bound_send_buffer(request)
         return entered
 
@@ -279,7 +289,7 @@ class Conversation:
             await self._subscribe(client, Subscribe(type="subscribe"))
             return await self._receive()
 
-    async def _listen(self, client: Client, chats: Chats) -> None:
+    async def _listen(self, client: Client) -> None:
         for number in count(1):
             message = await self._next(client)
             if not number % YIELD_AFTER:
@@ -288,7 +298,7 @@ class Conversation:
             if not self._hub.allows(client):
                 self._ignore(client)
             elif message.type is WSMsgType.TEXT:
-                await self._answer(client, chats, message.data)
+                await self._answer(client, message.data)
             elif message.type is WSMsgType.PING:
                 client.outbox.put(frame(0xA, message.data))
             elif message.type is WSMsgType.BINARY:
@@ -303,7 +313,7 @@ class Conversation:
             self._complained_at = now
             _complain(client, "E_RATE_LIMITED")
 
-    async def _answer(self, client: Client, chats: Chats, said: str) -> None:
+    async def _answer(self, client: Client, said: str) -> None:
         raw = said.encode()
         try:
             value = payload.loads(raw)
@@ -319,14 +329,17 @@ class Conversation:
             message = payload.parse(model, raw)
         except (BadRequest, Invalid) as exc:
             return _refuse(client, exc, **named(value))
-        await self._do(client, chats, message)
+        await self._do(client, message)
 
-    async def _do(self, client: Client, chats: Chats, message: Body) -> None:
+    async def _do(self, client: Client, message: Body) -> None:
         if isinstance(message, Ask):
-            if not chats.begin(message):
+            if self._chats is None:
+                self._chats = await Chats(self._call, self._hub, client).open()
+            if not self._chats.begin(message):
                 _complain(client, "E_CHAT_RUNNING", id=message.id)
         elif isinstance(message, Cancel):
-            chats.cancel(message.id)
+            if self._chats is not None:
+                self._chats.cancel(message.id)
         elif isinstance(message, Subscribe):
             await self._subscribe(client, message)
         elif isinstance(message, Say):

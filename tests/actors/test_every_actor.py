@@ -50,7 +50,8 @@ async def test_every_actor_is_restarted_and_no_other_notices(bench: Bench, fault
     """O-01, O-02: a bug is backed off from, a hang is cut at its deadline; all run again."""
     supervisor = daemon._actors(bench.desk, Hub(bench.desk), None)
     actors = _actors(supervisor)
-    assert {"listener", "sequencer", "hub", "worker", "scheduler", "scanner"} <= set(actors)
+    ours = {"listener", "sequencer", "hub", "worker", "scheduler", "scanner", "memory-return"}
+    assert ours <= set(actors)
     for actor in actors.values():
         actor.handle_timeout = 0.5 if fault is _hang else 20.0
         _fault_once(actor, fault)

@@ -3,6 +3,7 @@
     python -m tests.bench                     requests: read, list, lists, search, create
     python -m tests.bench stream              websocket fan-out and the way of an event to a client
     python -m tests.bench start               seconds until ready, memory at rest
+    python -m tests.bench memory              memory after loads, websockets and sieges
     python -m tests.bench database            the same questions at --tickets and at --large tickets
     python -m tests.bench --short             for CI: a minute, and room for a noisy machine
 
@@ -18,7 +19,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import database, load, requests, start, stream
+from tests.bench import database, load, memory, requests, start, stream
 from tests.bench.report import Figure, Samples, as_json, machine
 from tests.bench.servers import world
 
@@ -33,7 +34,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", default=[], metavar="PART",
-                        help="requests, stream, start, database")  # fmt: skip
+                        help="requests, stream, start, memory, database")  # fmt: skip
     parser.add_argument("--cases", default=",".join(load.CASES), help="of the requests")
     parser.add_argument("--tickets", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=1_000_000, help="of the part database")
@@ -66,6 +67,14 @@ async def main() -> int:
             figures += requests.figures(samples, room=ROOM if wanted.short else 1.0)
         if "database" in parts:
             small = await database.measure(servers)
+        if "memory" in parts:
+            figures += [
+                figure
+                async for figure in memory.measure(
+                    servers, cases=wanted.cases.split(","), clients=wanted.clients,
+                    seconds=wanted.seconds, rounds=wanted.rounds,
+                )
+            ]  # fmt: skip
         if "stream" in parts:
             figures += await stream.measure(servers, clients=wanted.clients, rounds=wanted.rounds)
     if "database" in parts:
