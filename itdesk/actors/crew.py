@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from itdesk.errors import DeskError
@@ -34,7 +35,6 @@ class Crew(Actor, Generic[Work]):
     async def handle(self, message: object) -> None:
         """Work until nothing is due and nothing runs; what comes meanwhile is taken at once."""
         self._ticked |= message is TICK
-        self.at_work.clear()
         try:
             async with asyncio.TaskGroup() as group:
                 listening = group.create_task(self._listen())
@@ -70,13 +70,12 @@ class Crew(Actor, Generic[Work]):
             taken = ()
         for one in taken:
             self.at_work.append(one)
-            group.create_task(self._do(one), name=f"{self.name}:work")
+            task = group.create_task(self.work(one), name=f"{self.name}:work")
+            # No `finally`, which a task that is cancelled before it began never comes to.
+            task.add_done_callback(partial(self._done, one))
         self.progress()
         return bool(self.at_work)
 
-    async def _do(self, one: Work) -> None:
-        try:
-            await self.work(one)
-        finally:
-            self.at_work.remove(one)
-            self._look.set()
+    def _done(self, one: Work, _: object) -> None:
+        self.at_work.remove(one)
+        self._look.set()

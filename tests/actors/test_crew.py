@@ -63,7 +63,7 @@ async def looked(kitchen: Kitchen, times: int = 1) -> None:
 async def test_what_comes_while_something_runs_is_begun_at_once() -> None:
     kitchen = Kitchen("roast")
     kitchen.wake()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(kitchen.step())
         await looked(kitchen)
         kitchen.order("salad")
@@ -79,7 +79,7 @@ async def test_what_comes_while_we_look_is_looked_for_again() -> None:
     kitchen = Kitchen()
     kitchen.wake()
     kitchen.reading.clear()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(kitchen.step())
         await looked(kitchen)
         kitchen.order("salad")
@@ -93,7 +93,7 @@ async def test_what_comes_while_we_look_is_looked_for_again() -> None:
 async def test_every_tick_is_told_once() -> None:
     kitchen = Kitchen("roast")
     kitchen.tell(TICK)
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(kitchen.step())
         await looked(kitchen)
         assert kitchen.ticks == 1
@@ -109,7 +109,7 @@ async def test_every_tick_is_told_once() -> None:
 async def test_an_outage_cuts_nothing_short_that_runs() -> None:
     kitchen = Kitchen("roast")
     kitchen.wake()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(kitchen.step())
         await looked(kitchen)
         kitchen.outage = Unavailable("The database is out.")
@@ -131,13 +131,13 @@ async def test_an_outage_is_raised_as_it_is_when_nothing_runs() -> None:
 async def test_after_a_crash_nothing_counts_as_running() -> None:
     kitchen = Kitchen("roast", "burnt")
     kitchen.wake()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         crashing = group.create_task(_crashes(kitchen))
         await looked(kitchen)
         kitchen.ready["burnt"].set()
         await crashing
-    kitchen.wake()
-    await kitchen.step()
+        kitchen.wake()
+        await kitchen.step()
     assert kitchen.served == [] and not kitchen.at_work
 
 
@@ -149,7 +149,7 @@ async def _crashes(kitchen: Kitchen) -> None:
 async def test_a_closed_mailbox_ends_the_work_when_it_is_done() -> None:
     kitchen = Kitchen("roast")
     kitchen.wake()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         working = group.create_task(kitchen.step())
         await looked(kitchen)
         kitchen.mailbox.close()
