@@ -5,6 +5,7 @@ The one decision here: a file is clean when clamd, after the whole file was sent
 """
 
 import asyncio
+import contextlib
 import re
 import socket
 import struct
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from itdesk.errors import Unavailable
 from itdesk.hookspecs import Health, ScanEngine, Verdict, hookimpl
 from itdesk.model import ScanReason
+from itdesk.runtime.log import get_logger
 
 from . import clamav_probe
 
@@ -29,6 +31,9 @@ _OK = re.compile(rb"stream: OK[\0\n]")
 _FOUND = re.compile(rb"stream: ([^\x00-\x1f\x7f]+) FOUND[\0\n]")
 _TOO_LONG = re.compile(rb"INSTREAM size limit exceeded\. ERROR[\0\n]")
 _VERSION = re.compile(rb"ClamAV ([\w.+~-]{1,40})(?:/(\d{1,9}))?(?:/[^\0\n]*)?[\0\n]")
+_THREADS = re.compile(rb"THREADS: live \d+ +idle \d+ max (\d{1,9}) ")
+
+log = get_logger("clamav")
 
 
 class ClamavSettings(BaseModel):
@@ -95,6 +100,11 @@ class Client:
         if match is None:
             raise Unavailable(f"clamd at {self} does not answer VERSION as clamd does.")
         return "/".join(part.decode("ascii", "replace") for part in match.groups() if part)
+
+    async def threads(self) -> int | None:
+        """Return how many files it scans at once; None when it does not say."""
+        match = _THREADS.search(await self._command(b"zSTATS\0"))
+        return int(match[1]) if match else None
 
     async def instream(self, stream: BinaryIO) -> Reply:
         """Send a file and return what came back; TimeoutError when nothing moves any more.
@@ -237,12 +247,17 @@ class Engine:
         self._version = ""
         self._version_until = 0.0
         self._weak: list[str] = []
+        self._at_once = 0
         self._trouble = "was not tried yet"
         self.max_file_size: int | None = settings.max_file_size
         self.max_member_size: int | None = settings.max_file_size
 
-    def require(self, size: int) -> None:
-        """Have the probe make sure that files of this size are scanned whole."""
+    def require(self, size: int, *, at_once: int = 0) -> None:
+        """Have the probe make sure that files of this size are scanned whole.
+
+        It warns of a clamd that cannot scan more than `at_once` files side by side.
+        """
+        self._at_once = at_once
         wanted = max(size, self._settings.max_file_size)
         self._settings = self._settings.model_copy(update={"max_file_size": wanted})
         self.max_file_size = wanted
@@ -281,6 +296,8 @@ class Engine:
             largest = member.size
         self.max_member_size = largest or self.max_member_size
         self._weak = problems
+        if not problems:
+            await self._count_threads()
         return problems
 
     async def signatures(self) -> str:
@@ -291,6 +308,22 @@ class Engine:
         except TimeoutError as exc:
             raise Unavailable(f"clamd at {self._client} does not answer in time.") from exc
         return self._signed
+
+    async def _count_threads(self) -> None:
+        """Warn when files wait in clamd's queue, with their deadlines running; no verdict suffers.
+
+        What STATS says is no promise of clamd's, and may be switched off: silence is all right.
+        """
+        with contextlib.suppress(Unavailable):
+            threads = await self._client.threads()
+            if threads is not None and threads <= self._at_once:
+                log.warning(
+                    "clamd has too few threads, files wait in its queue",
+                    address=str(self._client),
+                    threads=threads,
+                    remedy=f"set `MaxThreads` in clamd.conf above scanner.concurrency, which is"
+                    f" {self._at_once}, or lower scanner.concurrency",
+                )
 
     async def _passes(self, sample: clamav_probe.Sample) -> bool:
         with tempfile.TemporaryFile() as file:
@@ -369,7 +402,8 @@ class Plugin:
     @hookimpl
     def itdesk_scan_engine(self, desk: "Desk") -> ScanEngine:
         # What may be uploaded has to be scanned whole, or nothing is.
-        self._engine.require(desk.settings.storage.max_file_size)
+        settings = desk.settings
+        self._engine.require(settings.storage.max_file_size, at_once=settings.scanner.concurrency)
         return self._engine
 
     @hookimpl

@@ -109,15 +109,35 @@ def test_what_the_callback_raises_reaches_the_caller(put: Put) -> None:
         walk(put(samples.nested(1)), on_member=refuse)
 
 
-def test_full_disk_is_not_taken_for_a_broken_archive(put: Put) -> None:
+def walked_without_room(path: Path) -> subprocess.CompletedProcess[str]:
+    """Walk in a process that can write no byte into any file."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from itdesk.archives import walk;"
+        "import resource, signal, sys, tempfile; from pathlib import Path;"
+        "from itdesk.archives import walk; tempfile.tempdir = '/tmp';"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); walk(Path(sys.argv[1]))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); print(walk(Path(sys.argv[1])))"
     )
-    path = put(samples.archive(("a", bytes(2 << 20))))
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+
+
+def test_full_disk_is_not_taken_for_a_broken_archive(put: Put) -> None:
+    done = walked_without_room(put(samples.archive(("a", bytes(2 * MIB)))))
     assert done.returncode == 1 and "OSError: [Errno 27]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        samples.document(),
+        samples.nested(3),
+        samples.archive(("a", bytes(MIB))),
+        samples.tarball(*[(str(n), bytes(MIB)) for n in range(5)]),
+    ],
+    ids=["document", "nested", "a whole MiB", "several"],
+)
+def test_members_of_a_mib_are_inflated_in_memory(put: Put, content: bytes) -> None:
+    done = walked_without_room(put(content))
+    assert (done.stdout, done.returncode) == ("None\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(

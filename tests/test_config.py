@@ -496,6 +496,16 @@ def test_redis_is_accepted_and_named_as_unused_s2_15(load: Load) -> None:
     assert "REDIS_URL" in warning and "not used" in warning and CANARY not in warning
 
 
+def test_an_option_of_an_earlier_version_is_accepted_and_named_as_unused(load: Load) -> None:
+    (warning,) = load("[scanner]\nbatch = 20").warnings
+    assert warning == (
+        "scanner.batch is set but not used: what waits is counted every scanner.poll_seconds;"
+        " take it out"
+    )
+    (warning,) = load(ITDESK_SCANNER__BATCH="20").warnings
+    assert warning.startswith("ITDESK_SCANNER__BATCH is set but not used")
+
+
 def test_failpoints_are_for_development_only(load: Load) -> None:
     names = "before_commit, after_send"
     assert load(ITDESK_FAILPOINTS=names).failpoints == {"before_commit", "after_send"}

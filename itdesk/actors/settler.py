@@ -16,7 +16,7 @@ class Settler(Actor):
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
-        limits.wake = self._wake
+        limits.wake = self.wake
 
     async def handle(self, message: object) -> None:
         """Settle; without the database what was counted is kept for the next time."""
@@ -28,6 +28,3 @@ class Settler(Actor):
             await self._limits.settle()
         except DeskError as exc:
             log.warning("limits were not settled", problem=exc.message)
-
-    def _wake(self) -> None:
-        self.tell("urgent")

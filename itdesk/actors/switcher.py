@@ -19,11 +19,6 @@ class Switcher(Actor):
         self._switchboard = switchboard
         switchboard.wake = self.wake
 
-    def wake(self) -> None:
-        """Say that a switch was used."""
-        if not len(self.mailbox):
-            self.tell("look")
-
     async def handle(self, message: object) -> None:
         """Put the switches into effect."""
         await self._switchboard.apply()

@@ -13,9 +13,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Final
 
 from itdesk.archives.formats import (
     METHODS,
@@ -94,7 +95,7 @@ class _Walker:
         self._members = 0
         self._total = 0
 
-    def look_into(self, file: BinaryIO, *, depth: int, packed_by: str = "") -> None:
+    def look_into(self, file: IO[bytes], *, depth: int, packed_by: str = "") -> None:
         """Walk one file if it is an archive; `packed_by` is the compressor around it."""
         file.seek(0)
         kind = recognise(file)
@@ -120,7 +121,7 @@ class _Walker:
             pieces = inflate(window, STREAMS[kind], many=True)
             self._member(pieces, window, depth, packed_by=kind)
 
-    def _zip(self, file: BinaryIO, size: int, depth: int) -> None:
+    def _zip(self, file: IO[bytes], size: int, depth: int) -> None:
         directory = find_directory(file, size)
         if directory is None:
             raise Stop(ScanReason.UNREADABLE, "a zip has no directory: it is cut")
@@ -137,7 +138,7 @@ class _Walker:
                 pieces = inflate(window, METHODS[entry.method], many=False)
             self._member(pieces, window, depth, entry=entry)
 
-    def _tar(self, file: BinaryIO, depth: int) -> None:
+    def _tar(self, file: IO[bytes], depth: int) -> None:
         larger: int | None = None
         while any(header := file.read(512)):
             self._check_time()
@@ -181,13 +182,13 @@ class _Walker:
                 self._on_member(Path(member.name))
             self.look_into(member, depth=depth + 1, packed_by=packed_by)
 
-    def _room(self) -> Any:
+    def _room(self) -> AbstractContextManager[IO[bytes]]:
         """Return a place for one member: a file with a name only for those who want to see it."""
         if self._on_member is not None:
             return tempfile.NamedTemporaryFile(prefix="itdesk-walk-")
         return tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
 
-    def _spool(self, pieces: Iterator[bytes], window: Window, out: BinaryIO) -> int:
+    def _spool(self, pieces: Iterator[bytes], window: Window, out: IO[bytes]) -> int:
         limits, size, crc = self._limits, 0, 0
         for piece in pieces:
             size += len(piece)

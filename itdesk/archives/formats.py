@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, BinaryIO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from itdesk.model import ScanReason
 
@@ -96,7 +96,7 @@ class _Deflate:
 class Window:
     """The next `size` bytes of a file, which must all be there; counts what was taken."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
         self.left = size
         self.taken = 0
@@ -127,7 +127,7 @@ class ZipEntry:
     next: int
 
     @classmethod
-    def read(cls, file: BinaryIO, position: int) -> "ZipEntry":
+    def read(cls, file: IO[bytes], position: int) -> "ZipEntry":
         file.seek(position)
         (_, _, _, flags, method, _, _, crc, packed, inflated, name, extra, comment, *_, offset) = (
             _unpack(file, _CENTRAL, b"PK\x01\x02")
@@ -137,7 +137,7 @@ class ZipEntry:
         after = position + _CENTRAL.size + name + extra + comment
         return cls(label, method, flags, crc, packed, offset, after)
 
-    def find(self, file: BinaryIO, shift: int) -> None:
+    def find(self, file: IO[bytes], shift: int) -> None:
         """Move a file to the packed content; refuse what cannot or must not be inflated."""
         file.seek(shift + self.offset)
         (_, _, flags, method, _, _, _, _, _, name, extra) = _unpack(file, _LOCAL, b"PK\x03\x04")
@@ -149,7 +149,7 @@ class ZipEntry:
             raise Stop(ScanReason.UNREADABLE, f"zip method {method} cannot be looked into")
         file.seek(extra, 1)
 
-    def check(self, file: BinaryIO, crc: int) -> None:
+    def check(self, file: IO[bytes], crc: int) -> None:
         """Refuse an inflated member that is broken or that holds a sealed ODF document."""
         if crc != self.crc:
             raise Stop(ScanReason.UNREADABLE, "a member of a zip has a wrong checksum")
@@ -194,7 +194,7 @@ def inflate(window: Window, make: Callable[[], _Decompressor], *, many: bool) ->
             data = window.read()
 
 
-def recognise(file: BinaryIO) -> str:
+def recognise(file: IO[bytes]) -> str:
     head = file.read(512)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return "zip"
@@ -220,7 +220,7 @@ def recognise(file: BinaryIO) -> str:
     return ""
 
 
-def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
+def find_directory(file: IO[bytes], size: int) -> tuple[int, int, int] | None:
     """Return where a zip's directory starts and ends, and how far its offsets are shifted."""
     tail = min(size, _END.size + 0xFFFF)
     file.seek(size - tail)
@@ -258,7 +258,7 @@ def _zip64(extra: bytes, *values: int) -> list[int]:
     return found
 
 
-def _unpack(file: BinaryIO, struct: Struct, signature: bytes) -> tuple[Any, ...]:
+def _unpack(file: IO[bytes], struct: Struct, signature: bytes) -> tuple[Any, ...]:
     content = file.read(struct.size)
     if len(content) < struct.size or not content.startswith(signature):
         raise Stop(ScanReason.UNREADABLE, "a zip is cut or broken")
@@ -286,7 +286,7 @@ def pax_size(note: bytes) -> int | None:
     return int(found[1]) if found else None
 
 
-def contains(file: BinaryIO, needle: bytes) -> bool:
+def contains(file: IO[bytes], needle: bytes) -> bool:
     file.seek(0)
     kept = b""
     while piece := file.read(_PIECE):

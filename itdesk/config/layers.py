@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, get_origin
 
 from itdesk.config.model import OPTIONS, Key, dotted
-from itdesk.config.names import VARIABLES, unknown
+from itdesk.config.names import UNUSED, VARIABLES, unknown
 from itdesk.config.secrecy import is_secret
 
 _TABLES: Final = frozenset(key[:size] for key in OPTIONS for size in range(1, len(key)))
@@ -98,6 +98,10 @@ class Draft:
         of_plugins = key[0] == "plugins"
         if key in OPTIONS or (of_plugins and len(key) > 2):
             return True
+        if why := UNUSED.get(dotted(key)):
+            name = self._variables[key] or dotted(key)
+            self.warnings.append(f"{name} is set but not used: {why}; take it out")
+            return False
         if not of_plugins and key not in _TABLES:
             self.problem(key, unknown(key))
         elif value != {}:

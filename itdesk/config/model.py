@@ -160,7 +160,6 @@ class Scanner(Section):
     retry_seconds: Seconds = 15
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     upload_grace_seconds: Seconds = 900
-    batch: Annotated[int, Field(ge=1, le=1000)] = 20
     concurrency: Annotated[int, Field(ge=1, le=64)] = 6
     rescan_days: Annotated[int, Field(ge=0, le=3650)] = 14
     rescan_seconds: Seconds = 60

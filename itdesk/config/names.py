@@ -72,6 +72,11 @@ MOVED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Options of earlier versions that files may still hold, and why nothing reads them.
+UNUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {"scanner.batch": "what waits is counted every scanner.poll_seconds"}
+)
+
 
 def _variables() -> Iterator[tuple[str, Key]]:
     for name, option in ENVIRONMENT.items():

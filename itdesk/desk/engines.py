@@ -42,6 +42,11 @@ class Engines:
         return list(self._engines)
 
     @property
+    def proved(self) -> bool:
+        """Return whether every engine passed its probe and none was out since."""
+        return self._trust.proved
+
+    @property
     def problems(self) -> dict[str, list[str]]:
         """Return, by engine, why nothing can be found clean now; empty when all is well."""
         return dict(self._trust.problems)

@@ -104,6 +104,11 @@ class Scans:
         return self._panel.problems
 
     @property
+    def proved(self) -> bool:
+        """Return whether every engine passed its probe and none was out since."""
+        return self._panel.proved
+
+    @property
     def engines(self) -> list[str]:
         """Return the names of the engines that must agree."""
         return self._panel.names

@@ -114,6 +114,11 @@ class Actor:
         """Queue a message without waiting; False means that it was dropped, and counted."""
         return self.mailbox.put(message)
 
+    def wake(self) -> None:
+        """Say that there is something to look at; once is enough for any number of things."""
+        if not len(self.mailbox):
+            self.tell("look")
+
     def progress(self) -> None:
         """Renew the deadline of the handler that is running."""
         self.beat = self.clock.monotonic()

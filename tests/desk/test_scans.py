@@ -3,19 +3,23 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-import asyncpg
 import pytest
 
 from itdesk import daemon
+from itdesk.actors.scanner import Scanner
 from itdesk.desk.attachments import quarantine_key
 from itdesk.desk.scans import Outcome
 from itdesk.errors import Conflict, Forbidden
-from itdesk.model import SYSTEM, ScanStatus
+from itdesk.model import SYSTEM, Attachment, ScanStatus
+from itdesk.runtime.actor import TICK
 from itdesk.store.attachments import Claim
-from tests.support.clamd import Clamd
+from tests.support.clamd import Clamd, Heard, HostileClamd, hangs
 from tests.support.desk import Bench, bench_on
 from tests.support.load import eventually
+from tests.support.relay import relayed
 from tests.support.samples import eicar, encrypted_zip, inflating_document
 
 TEXT = b"harmless words\n"
@@ -218,35 +222,160 @@ async def test_an_outage_costs_no_attempt_and_drains_by_itself(
                 assert await bench.served(alice, file) == TEXT
 
 
-async def test_no_file_waits_for_the_slowest_of_a_batch(
-    database_url: str, clamd_env: dict[str, str]
+@dataclass
+class HeldUp:
+    """A desk whose scanner runs, three files at a time, on a clamd that can be held up."""
+
+    bench: Bench
+    scanner: Scanner
+    relay: HostileClamd
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    held: int = 0
+
+    async def upload(self) -> Attachment:
+        """Attach a file and say so to the scanner."""
+        alice = await self.bench.person()
+        file = await self.bench.upload(alice, await self.bench.ticket(alice), TEXT)
+        self.scanner.wake()
+        return file
+
+    async def upload_slow(self) -> Attachment:
+        """Attach a file whose scan takes until `opened`; return when clamd has it."""
+        forward, wanted = self.relay.script, self.held + 1
+
+        async def hold(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard
+        ) -> None:
+            self.held += 1
+            await self.opened.wait()
+            await forward(reader, writer, heard)
+
+        async def has_it() -> bool:
+            return self.held == wanted
+
+        self.relay.script = hold
+        file = await self.upload()
+        await eventually(has_it, seconds=10)
+        self.relay.script = forward
+        return file
+
+    async def comes_to(self, file: Attachment, status: str) -> None:
+        """Return when this became of the file."""
+
+        async def has_come() -> bool:
+            return (await _status(self.bench, file.id))[0] == status
+
+        await eventually(has_come, seconds=10)
+
+    async def idle(self) -> None:
+        """Return when nothing is being scanned."""
+
+        async def is_idle() -> bool:
+            return not self.scanner.at_work
+
+        await eventually(is_idle, seconds=10)
+
+    async def counted(self, waiting: int) -> None:
+        """Return when the metrics say that so many files wait."""
+
+        async def is_counted() -> bool:
+            return self.bench.metric("itdesk_scan_backlog") == waiting
+
+        await eventually(is_counted, seconds=10)
+
+
+@asynccontextmanager
+async def held_up_on(
+    database_url: str, clamd: Clamd, clamd_env: dict[str, str], *, longest: float = 600
+) -> AsyncIterator[HeldUp]:
+    """Lend such a desk; it has no ticks but those that a test tells it."""
+
+    async def run() -> None:
+        while await scanner.mailbox.ready():
+            await scanner.step()
+
+    async with relayed(clamd) as relay:
+        three = {"CLAMAV_PORT": str(relay.port), "ITDESK_SCANNER__CONCURRENCY": "3"}
+        async with bench_on(database_url, **clamd_env | three) as bench:
+            scanner, _ = daemon.scanners(bench.desk)
+            scanner.handle_timeout = longest
+            assert await bench.desk.scans.trusted()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(run())
+                held_up = HeldUp(bench, scanner, relay)
+                try:
+                    yield held_up
+                finally:
+                    held_up.opened.set()
+                    scanner.mailbox.close()
+
+
+async def test_a_file_that_comes_while_others_are_slow_is_scanned_at_once(
+    database_url: str, clamd: Clamd, clamd_env: dict[str, str]
 ) -> None:
-    """The scanner goes on, and counts what is left, while the verdict of one file is held up."""
-    env = {**clamd_env, "ITDESK_SCANNER__CONCURRENCY": "2", "ITDESK_SCANNER__BATCH": "1"}
-    async with bench_on(database_url, **env) as bench:
-        alice = await bench.person()
-        held_up = await bench.ticket(alice)
-        slow = await bench.upload(alice, held_up, TEXT)
-        others = await bench.ticket(alice)
-        files = [await bench.upload(alice, others, TEXT) for _ in range(5)]
-        assert await bench.desk.scans.trusted()
+    """One scan is held up, the other scanners found nothing: a new file wakes them, all of them."""
+    async with held_up_on(database_url, clamd, clamd_env) as held_up:
+        slow = [await held_up.upload_slow()]
+        for _ in range(3):
+            await held_up.comes_to(await held_up.upload(), "CLEAN")
+        slow += [await held_up.upload_slow() for _ in range(2)]
+        for file in slow:
+            assert await _status(held_up.bench, file.id) == ("PENDING", None)
+        held_up.opened.set()
+        for file in slow:
+            await held_up.comes_to(file, "CLEAN")
 
-        async def others_counted() -> bool:
-            return bench.metric("itdesk_scan_backlog") == 1
 
-        lock = await asyncpg.connect(database_url)
-        await lock.execute("BEGIN")
-        await lock.execute("SELECT 1 FROM tickets WHERE id = $1 FOR UPDATE", held_up.id)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(bench.scan())
-            try:
-                await eventually(others_counted, seconds=2)
-                for file in files:
-                    assert await bench.served(alice, file) == TEXT
-                assert (await _status(bench, slow.id))[0] == "PENDING"
-            finally:
-                await lock.close()
-        assert await bench.served(alice, slow) == TEXT
+async def test_what_waits_is_counted_while_scans_are_slow_and_left_to_be_claimed(
+    database_url: str, clamd: Clamd, clamd_env: dict[str, str]
+) -> None:
+    """A tick counts, however long scans take; a file beyond the busy scanners is anybody's."""
+    async with held_up_on(database_url, clamd, clamd_env) as held_up:
+        for _ in range(3):
+            await held_up.upload_slow()
+        waiting = await held_up.upload()
+        held_up.scanner.tell(TICK)
+        await held_up.counted(4)
+        assert await held_up.bench.sql("SELECT sum(scan_epoch) FROM attachments") == 3
+        held_up.opened.set()
+        await held_up.comes_to(waiting, "CLEAN")
+        await held_up.counted(0)
+
+
+async def test_a_scan_that_hangs_is_cut_short_and_its_file_tried_again(
+    database_url: str, clamd: Clamd, clamd_env: dict[str, str]
+) -> None:
+    """No other file notices, and the scanner does not crash."""
+    async with held_up_on(database_url, clamd, clamd_env, longest=0.5) as held_up:
+        slow = await held_up.upload_slow()
+        await held_up.comes_to(await held_up.upload(), "CLEAN")
+        await held_up.idle()
+        assert await _status(held_up.bench, slow.id) == ("PENDING", None)
+        await held_up.bench.expire_leases()
+        held_up.scanner.wake()
+        await held_up.comes_to(slow, "CLEAN")
+
+
+async def test_a_scanner_that_is_cut_gives_its_files_back(
+    database_url: str, clamd: Clamd, clamd_env: dict[str, str]
+) -> None:
+    """Another daemon need not wait for the end of the lease."""
+    async with relayed(clamd) as relay:
+        async with bench_on(database_url, **clamd_env | {"CLAMAV_PORT": str(relay.port)}) as bench:
+            assert await bench.desk.scans.trusted()
+            relay.script, before = hangs, len(relay.heard)
+            alice = await bench.person()
+            await bench.upload(alice, await bench.ticket(alice), TEXT)
+
+            async def is_heard() -> bool:
+                return len(relay.heard) > before
+
+            async with asyncio.TaskGroup() as group:
+                scanning = group.create_task(bench.scan())
+                await eventually(is_heard, seconds=10)
+                scanning.cancel()
+            free = "SELECT count(*) FROM attachments WHERE scan_epoch = 1"
+            assert await bench.sql(f"{free} AND scan_lease_until IS NULL") == 1
 
 
 async def test_many_files_fill_no_mailbox(bench: Bench) -> None:

@@ -381,6 +381,21 @@ async def test_version_names_the_signatures_or_nothing(reply: bytes, version: st
                 await client.version()
 
 
+@pytest.mark.parametrize(
+    ("stats", "threads"),
+    [
+        (b"POOLS: 1\n\nTHREADS: live 1  idle 0 max 10 idle-timeout 30\nQUEUE: 0 items\nEND\0", 10),
+        (b"COMMAND UNAVAILABLE\0", None),
+        (b"THREADS: many\0", None),
+        (b"", None),
+    ],
+)
+async def test_stats_name_the_threads_or_nothing(stats: bytes, threads: int | None) -> None:
+    async with hostile(answers(b"stream: OK\0")) as server:
+        server.stats = stats
+        assert await Client((server.host, server.port)).threads() == threads
+
+
 async def test_probe_of_a_clamd_that_always_says_ok_finds_it_weak() -> None:
     async with hostile(answers(b"stream: OK\0")) as server:
         engine = engine_for(server)
@@ -405,6 +420,7 @@ def test_probe_is_for_the_largest_file_that_the_desk_takes(
     own: int, desk_s: int, proved: int
 ) -> None:
     storage = SimpleNamespace(max_file_size=desk_s)
-    desk: Any = SimpleNamespace(settings=SimpleNamespace(storage=storage))
+    scanner = SimpleNamespace(concurrency=6)
+    desk: Any = SimpleNamespace(settings=SimpleNamespace(storage=storage, scanner=scanner))
     engine = Plugin(Plugin.Settings(max_file_size=own)).itdesk_scan_engine(desk)
     assert engine.max_file_size == proved

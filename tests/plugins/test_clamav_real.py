@@ -21,6 +21,7 @@ from itdesk import archives
 from itdesk.errors import Unavailable
 from itdesk.hookspecs import ScanEngine, Verdict
 from itdesk.model import ScanReason
+from itdesk.runtime import log
 from itdesk_plugins import clamav_probe
 from itdesk_plugins.clamav import Engine, Plugin
 from tests.support import samples
@@ -188,6 +189,21 @@ async def test_probe_names_the_weak_line(name: str) -> None:
         problems = await engine.probe()
     assert any(line in problem for problem in problems)
     assert not engine.health.ok and line in engine.health.reason
+
+
+@pytest.mark.parametrize(("threads", "warned"), [("6", True), ("7", False)])
+async def test_probe_warns_of_fewer_threads_than_scans(
+    threads: str, warned: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It costs time and no verdict: clamd is believed all the same."""
+    with Clamd(MaxThreads=threads) as daemon:
+        engine = engine_for(daemon)
+        engine.require(BIGGEST, at_once=6)
+        assert await engine.probe() == [] and engine.health.ok
+    log.flush()
+    said = capfd.readouterr().err
+    assert ("clamd has too few threads" in said) == warned
+    assert ("set `MaxThreads` in clamd.conf above scanner.concurrency" in said) == warned
 
 
 async def test_probe_names_missing_signatures(own_clamd: Clamd) -> None:

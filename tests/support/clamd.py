@@ -42,7 +42,7 @@ SAFE: dict[str, str] = {
     "MaxScanSize": "40M",
     "MaxRecursion": "17",
     "MaxFiles": "10000",
-    "MaxThreads": "4",
+    "MaxThreads": "10",
     "ReadTimeout": "60",
     "DisableCache": "yes",
 }
@@ -225,6 +225,7 @@ class HostileClamd:
         self._quiet = asyncio.Event()
         self.host = "127.0.0.1"
         self.port = 0
+        self.stats = b"POOLS: 1\n\nTHREADS: live 1  idle 0 max 10 idle-timeout 30\nEND\0"
         self.version = b"ClamAV 9.9.9/12345/Mon Jan  1 00:00:00 2024\0"
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -260,6 +261,8 @@ class HostileClamd:
                 writer.write(b"PONG\0")
             elif command == b"zVERSION\0":
                 writer.write(self.version)
+            elif command == b"zSTATS\0":
+                writer.write(self.stats)
             else:
                 self.heard.append(heard := Heard(command))
                 await self.script(reader, writer, heard)
