@@ -88,19 +88,20 @@ async def _scene(database_url: str) -> AsyncIterator[Scene]:
             await http.stop()
 
 
-@pytest.fixture(name="uncollected")
-def _uncollected() -> Iterator[None]:
+def _parts() -> list[object]:
+    return [one for one in gc.get_objects() if isinstance(one, PARTS)]
+
+
+@pytest.fixture(name="parts")
+def _new_parts() -> Iterator[Callable[[], list[str]]]:
+    """Return what there is of websockets since now; nothing is collected meanwhile."""
     gc.collect()
     gc.disable()
+    before = {id(one): one for one in _parts()}
     try:
-        yield
+        yield lambda: sorted(type(one).__name__ for one in _parts() if id(one) not in before)
     finally:
         gc.enable()
-
-
-def parts() -> list[str]:
-    """Return what there is of websockets in this process."""
-    return sorted(type(one).__name__ for one in gc.get_objects() if isinstance(one, PARTS))
 
 
 async def test_of_its_handshake_a_websocket_keeps_the_name_of_its_client(scene: Scene) -> None:
@@ -137,10 +138,11 @@ async def _is_dismissed(scene: Scene, ws: ClientWebSocketResponse) -> None:
         await ws.receive(timeout=10)
 
 
-@pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("ends", [_says_goodbye, _vanishes, _is_dismissed])
 async def test_all_of_a_websocket_that_is_over_is_free_at_once(
-    scene: Scene, ends: Callable[[Scene, ClientWebSocketResponse], Awaitable[None]]
+    parts: Callable[[], list[str]],
+    scene: Scene,
+    ends: Callable[[Scene, ClientWebSocketResponse], Awaitable[None]],
 ) -> None:
     """T9: what waits for the garbage collection is there twice when everybody comes again."""
     await scene.session.close()
