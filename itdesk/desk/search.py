@@ -75,7 +75,7 @@ class Search:
         return Findings(hits, divided, page.next_cursor)
 
     def _lent(self, wanted: Filter, scope: UUID | None) -> AbstractAsyncContextManager[Any]:
-        if scope is None and wanted == Filter(q=wanted.q):
+        if Asked(wanted, scope, 0).words_alone:
             return self._reads.searching_words()
         return self._reads.searching()
 

@@ -7,7 +7,7 @@ so that PostgreSQL needs not plan them anew for each search.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -32,8 +32,9 @@ _TIMES = frozenset({"created_at", "updated_at"})
 RELEVANCE = "relevance"
 
 # A row is looked at in 0.5 us when walking, and in 8 us when the index names it (measured at a
-# million tickets). So few are found by the index before as many of the newest are looked at.
-_FEW = 500
+# million tickets). So few are found by the index before as many of the newest are looked at; after
+# a rush of tickets without the words the planner believes in more than there are.
+_FEW = 1000
 _NEAR = 2500
 # With more matches than these, walking fills a page sooner than sorting them.
 _MOST_SORTED = 3000
@@ -58,7 +59,14 @@ class Asked:
     @property
     def words(self) -> Words | None:
         """Return the words that are searched for."""
-        return None if self.wanted.q is None else Words.read(self.wanted.q)
+        if self.wanted.q is None:
+            return None
+        return replace(Words.read(self.wanted.q), planned_before=self.words_alone)
+
+    @property
+    def words_alone(self) -> bool:
+        """Return whether words in everybody's are all that is asked for: one plan serves them."""
+        return self.scope is None and self.wanted == Filter(q=self.wanted.q)
 
     @property
     def by_estimate(self) -> bool:
@@ -124,7 +132,7 @@ async def estimate(conn: Any, wanted: Filter) -> int:
     where = narrowing.conditions(wanted, *sought.values)
     query = f"""
         EXPLAIN (FORMAT json) SELECT FROM tickets t
-        WHERE {where} AND {words.estimated(sought)}
+        WHERE {where} AND {words.indexed(sought, internal=True)}
     """  # noqa: S608 - conditions are literals, values are parameters
     plan = orjson.loads(await conn.fetchval(query, *where.values))
     return int(plan[0]["Plan"]["Plan Rows"])
@@ -179,8 +187,9 @@ async def _ranked(
         [skip] = decode_cursor(window.cursor, RELEVANCE, (int,))
     # A cursor may hold any bigint.
     skip = min(max(0, skip), MOST_RANKED)
-    found = await newest(conn, Asked(wanted, scope, MOST_RANKED), matches=matches)
-    sought = Words.read(wanted.q or "")
+    asked = Asked(wanted, scope, MOST_RANKED)
+    found = await newest(conn, asked, matches=matches)
+    sought = asked.words or Words("")
     query = f"""
         SELECT t.id, {words.rank(sought, internal=scope is None)} AS value
         FROM tickets t WHERE t.id = ANY (${len(sought.values) + 1}::uuid[])

@@ -22,6 +22,8 @@ class Words:
     whole: str
     last: str = ""
     key: str = ""
+    planned_before: bool = False
+    """Whether the statement is planned before its values are known."""
 
     @classmethod
     def read(cls, typed: str) -> "Words":
@@ -47,11 +49,12 @@ class Words:
 def query(sought: Words) -> str:
     """Return the words as PostgreSQL's text search reads them, as SQL."""
     whole = "websearch_to_tsquery('english', $1::text)"
-    if not sought.last:
-        return whole
     n = f"${len(sought.texts)}::text"
     last = f"(websearch_to_tsquery('english', {n}) || to_tsquery('english', {n} || ':*'))"
-    return f"({whole} && {last})" if sought.whole else last
+    both = f"({whole} && {last})" if sought.whole else last
+    read = both if sought.last else whole
+    # Planned without the values they would be read for each row; with them the planner must see.
+    return f"(SELECT {read})" if sought.planned_before else read
 
 
 def vector(*, internal: bool) -> str:
@@ -59,33 +62,23 @@ def vector(*, internal: bool) -> str:
     return "(t.search || t.search_internal)" if internal else "t.search"
 
 
-def estimated(sought: Words) -> str:
-    """Return the condition, with what is internal, as the planner can tell how often it holds."""
-    return f"({vector(internal=True)} @@ {query(sought)}{_or_key(sought)})"
-
-
 def indexed(sought: Words, *, internal: bool) -> str:
     """Return the condition that an index finds."""
-    return f"({vector(internal=internal)} @@ {_once(sought)}{_or_key(sought)})"
+    return f"({vector(internal=internal)} @@ {query(sought)}{_or_key(sought)})"
 
 
 def walked(sought: Words) -> str:
     """Return the same with what is internal, row by row: no index fits, most have one vector."""
-    return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {_once(sought)}
-        ELSE (t.search || t.search_internal) @@ {_once(sought)} END{_or_key(sought)})"""
+    return f"""(CASE WHEN t.search_internal = ''::tsvector THEN t.search @@ {query(sought)}
+        ELSE (t.search || t.search_internal) @@ {query(sought)} END{_or_key(sought)})"""
 
 
 def rank(sought: Words, *, internal: bool) -> str:
     """Return how well a ticket fits; the one whose key was typed fits best."""
-    fits = f"ts_rank({vector(internal=internal)}, {_once(sought)})"
+    fits = f"ts_rank({vector(internal=internal)}, {query(sought)})"
     if not sought.key:
         return fits
     return f"{fits} + ({_key_begins(sought)})::int + (t.key = ${len(sought.values)})::int"
-
-
-def _once(sought: Words) -> str:
-    # A statement that is planned before its values are known would read the words for each row.
-    return f"(SELECT {query(sought)})"
 
 
 def _or_key(sought: Words) -> str:
