@@ -54,10 +54,6 @@ def paths(world: World, dice: Random) -> Mapping[str, list[str]]:
             )
             for _ in times
         ],
-        "search in one's own": [
-            f"/api/v1/tickets/my?{urlencode({'limit': 25, 'q': word('common', dice)})}"
-            for _ in times
-        ],
         "search with facets": [
             f"/api/v1/tickets/search?facets=true&q={word('middle', dice)}" for _ in range(20)
         ],
