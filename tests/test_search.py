@@ -21,8 +21,8 @@ def found(answer: Any) -> list[str]:
 
 
 def word() -> str:
-    """Return a word that stands in no other ticket: letters only."""
-    return "w" + uuid4().hex.translate(str.maketrans("0123456789", "ghijklmnop"))
+    """Return a word that stands in no other ticket: letters only, and an end that is its stem's."""
+    return "w" + uuid4().hex.translate(str.maketrans("0123456789", "ghijklmnop")) + "rk"
 
 
 async def test_a_word_is_found_while_it_is_being_typed(live: Live) -> None:
