@@ -352,7 +352,9 @@ async def test_an_id_is_taken_while_its_chat_runs(desk: Live, model: FakeOllama)
             "type": "error", "error": "E_CHAT_RUNNING", "message": ERRORS["E_CHAT_RUNNING"],
             "id": "1",
         }  # fmt: skip
-        assert await stream.quiet() == [] and len(model.calls()) == 1
+        # More of the first one's preview may come.
+        assert {frame["type"] for frame in await stream.quiet()} <= {"chat.delta"}
+        assert len(model.calls()) == 1
         await stream.send(type="chat.cancel", id="1")
         await failure(stream, "1")
         model.mode = "ok"
