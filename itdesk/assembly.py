@@ -66,6 +66,7 @@ from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
 from itdesk.runtime.tracing import Tracing
+from itdesk.store.listing import Listing
 from itdesk.store.opening import open_database
 
 log = get_logger("assist")
@@ -96,7 +97,8 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
         )
         reads = Reads(url, settings)
         stack.push_async_callback(reads.close)
-        search = Search(reads, clock)
+        pages = Listing(clock)
+        search = Search(reads, pages, clock)
         tokens = Tokens(keys, clock, file=key_file)
         jobs = Jobs(db, settings.jobs, clock, metrics, tracing)
         mail = Mail(db, settings, metrics)
@@ -130,6 +132,7 @@ async def open_desk(settings: Settings, url: str) -> AsyncIterator[Desk]:
                 db,
                 plugins,
                 search,
+                pages,
                 default_project=settings.tickets.default_project,
                 forget_files=forget_files,
             ),

@@ -36,8 +36,11 @@ from itdesk.model import (
 )
 from itdesk.store import attachments, comments, events, listing, matching, tickets
 from itdesk.store.db import Database, Transaction
+from itdesk.store.listing import Listing
+from itdesk.store.matching import Asked
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window
+from itdesk.store.rows import TicketRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,10 @@ class NewTicket:
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """One page of a list, as somebody who may see so much of it asks for it."""
+    """One page of a list, and whether to count all of it."""
 
-    wanted: Filter
-    scope: UUID | None
-    sort: str
-    window: Window
+    asked: Asked
+    count: bool
 
 
 class Auditor(Protocol):
@@ -81,6 +82,7 @@ class Tickets:
         db: Database,
         auditor: Auditor,
         search: Search,
+        pages: Listing,
         *,
         default_project: str,
         forget_files: Callable[[Sequence[tuple[str, str | None]]], Awaitable[None]],
@@ -88,11 +90,12 @@ class Tickets:
         self._db = db
         self._auditor = auditor
         self._search = search
+        self._pages = pages
         self._default_project = default_project
         self._forget_files = forget_files
         # After an event everybody's screen asks for the same ticket, and for the same lists.
         self._named = Together(db, listing.named)
-        self._lists = Together(db, _listed)
+        self._lists = Together(db, self._listed)
 
     async def create(self, caller: Caller, new: NewTicket) -> Ticket:
         """Open a ticket reported by the caller."""
@@ -114,7 +117,7 @@ class Tickets:
         async with self._db.connection() as conn:
             return await tickets.find(conn, ref, scope=caller.scope)
 
-    async def show(self, caller: Caller, ref: str) -> listing.TicketRow:
+    async def show(self, caller: Caller, ref: str) -> TicketRow:
         """Return the ticket named by id, key or number as JSON spells it, if it may be seen.
 
         It is for reading only: others who ask at the same moment are given the same.
@@ -125,7 +128,7 @@ class Tickets:
             raise NotFound.of("ticket")
         return row
 
-    async def show_by_key(self, caller: Caller, key: str) -> listing.TicketRow:
+    async def show_by_key(self, caller: Caller, key: str) -> TicketRow:
         """Return the ticket with this key as JSON spells it, if the caller may see it."""
         if "-" not in key or key.count("-") > 1:
             raise NotFound.of("ticket")
@@ -138,17 +141,27 @@ class Tickets:
         *,
         sort: str,
         window: Window,
-    ) -> Page[listing.TicketRow]:
+    ) -> Page[TicketRow]:
         """Return one page of the tickets that the caller may see, as JSON spells them.
 
         It is for reading only: others who ask at the same moment are given the same.
         """
+        asked = Asked.page(wanted, caller.scope, sort, window)
         if wanted.q is not None:
-            return await self._search.page(caller, wanted, sort=sort, window=window)
-        question = _List(wanted, caller.scope, sort, window)
+            return await self._search.page(asked, count=window.count)
+        question = _List(asked, window.count)
         page = await self._lists.ask(question, question)
         assert page is not None
         return page
+
+    async def _listed(
+        self, conn: Any, question: _List, _: Sequence[_List]
+    ) -> Mapping[_List, Page[TicketRow]]:
+        """Return the page that everybody in this lane asks for."""
+        page = await self._pages.page(conn, question.asked)
+        if question.count:
+            page = replace(page, total=await matching.count(conn, question.asked))
+        return {question: page}
 
     async def update(
         self,
@@ -401,13 +414,3 @@ def _event(caller: Caller, type: str, ticket: Ticket, **more: Any) -> Event:
     if mirror := _mirror(ticket):
         more["data"] = {**more.get("data", {}), **mirror}
     return Event.by(caller, type, ticket_id=ticket.id, ticket_version=ticket.version, **more)
-
-
-async def _listed(
-    conn: Any, question: _List, _: Sequence[_List]
-) -> Mapping[_List, Page[listing.TicketRow]]:
-    """Return the page that everybody in this lane asks for."""
-    wanted, scope, window = question.wanted, question.scope, question.window
-    page = await listing.list_page(conn, wanted, scope=scope, sort=question.sort, window=window)
-    total = await matching.count(conn, wanted, scope=scope) if window.count else None
-    return {question: replace(page, total=total)}

@@ -7,12 +7,9 @@ it escapes it as any other text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from itdesk.store import matching, words
 from itdesk.store.matching import Asked
-from itdesk.store.narrowing import Filter
-from itdesk.store.words import Words
 
 # The newest matches that are counted, and the assignees that are named.
 MOST_COUNTED = 1000
@@ -62,16 +59,14 @@ _WHOLE = f"""ts_headline('english', translate({{0}}, E'\\x02\\x03', ''), q,
     E'{_MARKS}, HighlightAll=true')"""
 
 
-async def snippets(
-    conn: Any, wanted: Filter, ids: Sequence[UUID], *, scope: UUID | None
-) -> dict[UUID, list[Snippet]]:
+async def snippets(conn: Any, asked: Asked, names: Sequence[str]) -> dict[str, list[Snippet]]:
     """Return where the words of a search stand in these tickets, as far as a reader may read."""
-    if wanted.q is None:
+    sought = asked.words
+    if sought is None:
         return {}
-    sought = Words.read(wanted.q)
     n = len(sought.texts)
     query = f"""
-        SELECT t.id, {_WHOLE.format("t.title")} AS title,
+        SELECT t.id::text AS name, {_WHOLE.format("t.title")} AS title,
                {_HEADLINE.format("t.description")} AS description,
                ARRAY(SELECT {_HEADLINE.format("c.body")} FROM (
                    SELECT body, created_at, id FROM ticket_comments
@@ -79,10 +74,10 @@ async def snippets(
                    ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
                ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
         FROM tickets t CROSS JOIN (SELECT {words.query(sought)} AS q) AS asked
-        WHERE t.id = ANY (${n + 1}::uuid[])
+        WHERE t.id = ANY (${n + 1}::text[]::uuid[])
     """  # noqa: S608 - literals of the store
-    rows = await conn.fetch(query, *sought.texts, ids, scope is None)
-    return {row["id"]: _of_ticket(row) for row in rows}
+    rows = await conn.fetch(query, *sought.texts, names, asked.scope is None)
+    return {row["name"]: _of_ticket(row) for row in rows}
 
 
 def _of_ticket(row: Any) -> list[Snippet]:
@@ -101,17 +96,15 @@ def _snippet(field: str, marked: str) -> Snippet:
     return Snippet(field, plain, marks)
 
 
-async def facets(
-    conn: Any, wanted: Filter, *, scope: UUID | None, matches: int | None = None
-) -> Facets:
+async def facets(conn: Any, asked: Asked, *, matches: int | None = None) -> Facets:
     """Return how the matches of a search divide; `matches` is their estimate, if known."""
-    asked = Asked(wanted, scope, MOST_COUNTED + 1)
-    found = await matching.newest(conn, asked, matches=matches)
-    ids = [row["id"] for row in found[:MOST_COUNTED]]
+    newest = Asked(asked.wanted, asked.scope, MOST_COUNTED + 1)
+    found = await matching.newest(conn, newest, matches=matches)
+    ids = [one["name"] for one in found[:MOST_COUNTED]]
     query = f"""
         WITH hits AS MATERIALIZED (
             SELECT t.id, t.status, t.status_rank, t.priority, t.priority_rank, t.project_id
-            FROM unnest($1::uuid[]) AS hit (id) JOIN tickets t ON t.id = hit.id
+            FROM unnest($1::text[]::uuid[]) AS hit (id) JOIN tickets t ON t.id = hit.id
         )
         (SELECT 'status' AS facet, status AS value, status AS name, count(*) AS count
          FROM hits GROUP BY status, status_rank ORDER BY status_rank)

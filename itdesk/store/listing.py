@@ -1,18 +1,20 @@
 """Tickets as they go out: one of them, or a page of a list.
 
 A row goes out as it comes in: it is no `Ticket`, because making fifty of those takes longer than
-finding them. It has the same fields, spelled as JSON spells them.
+finding them. It has the same fields, spelled as JSON spells them. Lists show the same tickets all
+day: what a ticket looks like is read once, and then again when it was written since.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from itdesk.store import matching, narrowing, rows, tickets
-from itdesk.store.narrowing import Filter
-from itdesk.store.paging import Page, Window, encode_cursor
-
-TicketRow = Mapping[str, Any]
+from itdesk.runtime.clock import Clock
+from itdesk.store import matching, rows, tickets
+from itdesk.store.matching import Asked
+from itdesk.store.paging import Page
+from itdesk.store.rows import TicketRow
 
 # The sub-selects hide how many there are: else the planner makes a new plan for each number.
 _NAMES = """unnest((SELECT $1::{1}[]), (SELECT $2::uuid[]))
@@ -24,24 +26,13 @@ COLUMNS: Mapping[str, str] = {
     "number": _NAMES.format("number", "bigint"),
 }
 
-
-async def list_page(
-    conn: Any,
-    wanted: Filter,
-    *,
-    scope: UUID | None,
-    sort: str = "-created_at",
-    window: Window,
-    matches: int | None = None,
-) -> Page[TicketRow]:
-    """Return one page of the tickets in scope, by keyset when a cursor is given.
-
-    `matches` is what `matching.estimate` says, if that is known.
-    """
-    if wanted.q is None and wanted.whose(scope) is None:
-        return await _plain_page(conn, wanted, sort=sort, window=window)
-    page = await matching.find(conn, wanted, scope=scope, sort=sort, window=window, matches=matches)
-    return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
+# How long a ticket's looks are kept: twice as long at most. Transactions are numbered anew in a
+# database that was put back.
+KEPT_SECONDS: Final = 30.0
+# Twice as many bytes are kept at most.
+KEPT_BYTES: Final = 2 * 2**20
+# What a row takes beside its long texts.
+_ROW_BYTES: Final = 2500
 
 
 async def named(
@@ -54,24 +45,76 @@ async def named(
         WHERE w.scope IS NULL OR {tickets.OWN.format(n="w.scope")}
     """  # noqa: S608 - column, its type and the condition are literals of the store
     found = await conn.fetch(query, *map(list, zip(*wanted, strict=True)))
-    return {wanted[row["n"] - 1]: _without(dict(row), "n") for row in found}
+    return {wanted[row["n"] - 1]: rows.without(row, "n") for row in found}
 
 
-async def _plain_page(conn: Any, wanted: Filter, *, sort: str, window: Window) -> Page[TicketRow]:
-    """Return one page of everybody's tickets in one statement: the list that is asked most."""
-    where = narrowing.conditions(wanted)
-    where.add(matching.after(where, sort, matching.place(window, sort)))
-    column, by = matching.column(sort), matching.direction(sort)
+class Listing:
+    """Pages of lists of tickets, on any connection."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._looks = _Looks(clock)
+
+    async def page(self, conn: Any, asked: Asked, *, matches: int | None = None) -> Page[TicketRow]:
+        """Return one page of the tickets that are asked for, by keyset when a cursor was given.
+
+        It is for reading only: others are shown the same rows. `matches` is what
+        `matching.estimate` says, if that is known.
+        """
+        found = await matching.find(conn, asked, matches=matches)
+        known = self._looks.of(found.items)
+        names = [one["name"] for one in found.items if one["name"] not in known]
+        for stamp, row in await _read(conn, asked, names) if names else ():
+            known[row["id"]] = row
+            # Within a transaction several states bear its number, and maybe none will last.
+            if not conn.is_in_transaction():
+                self._looks.keep(stamp, row)
+        # One that is not known by now has left the list since it was found.
+        shown = [known[one["name"]] for one in found.items if one["name"] in known]
+        return Page(shown, found.next_cursor)
+
+
+async def _read(conn: Any, asked: Asked, names: Sequence[str]) -> Sequence[tuple[int, TicketRow]]:
+    """Return these tickets of a list with their stamps, but for those that have just left it."""
+    where = matching.still(asked)
+    where.values.append(names)
     query = f"""
-        SELECT {rows.ROW}, {column} AS value FROM tickets t {rows.BESIDE}
-        WHERE {where}
-        ORDER BY {column} {by}, t.id {by} LIMIT {window.limit + 1:d} OFFSET {window.offset:d}
-    """  # noqa: S608 - conditions are literals of this module, values are parameters
+        SELECT t.xmin AS stamp, {rows.ROW}
+        FROM unnest((SELECT ${len(where.values):d}::text[])::uuid[]) AS found (id)
+        JOIN tickets t ON t.id = found.id {rows.BESIDE} WHERE {where}
+    """  # noqa: S608 - conditions are literals of the store, values are parameters
     found = await conn.fetch(query, *where.values)
-    page = Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
-    return Page([_without(dict(row), "value") for row in page.items], page.next_cursor)
+    return [(row["stamp"], rows.without(row, "stamp")) for row in found]
 
 
-def _without(row: dict[str, Any], name: str) -> TicketRow:
-    del row[name]
-    return row
+class _Looks:
+    """What tickets looked like after the transactions that wrote them last."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._recent: dict[str, tuple[int, TicketRow]] = {}
+        self._before = self._recent
+        self._bytes = 0
+        self._until = 0.0
+
+    def of(self, found: Sequence[Any]) -> dict[str, TicketRow]:
+        """Return the known looks, by name, of tickets that were found with their stamps."""
+        if self._clock.monotonic() >= self._until:
+            self._turn()
+        recent, before, known = self._recent, self._before, {}
+        for name, stamp, _ in found:
+            kept = recent.get(name) or before.get(name)
+            if kept is not None and kept[0] == stamp:
+                known[name] = kept[1]
+        return known
+
+    def keep(self, stamp: int, row: TicketRow) -> None:
+        """Keep what a ticket looks like; what is kept longest is forgotten for it."""
+        self._recent[row["id"]] = (stamp, row)
+        long = (row["description"], row["resolution"])
+        self._bytes += _ROW_BYTES + sum(map(sys.getsizeof, long))
+        if self._bytes > KEPT_BYTES:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._before, self._recent, self._bytes = self._recent, {}, 0
+        self._until = self._clock.monotonic() + KEPT_SECONDS

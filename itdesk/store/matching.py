@@ -1,5 +1,8 @@
 """Which tickets are on a page, found by the way that suits the question.
 
+A ticket is found as its id, as the transaction that wrote it last (`stamp`: whatever is shown of a
+ticket is written with it) and as the value that it is sorted by.
+
 Own tickets are merged from both ends. For words in everybody's the planner's estimate decides: few
 matches are found by the index and sorted; frequent words are looked for among the newest, which
 fills a page at once, and then by the index or by walking on. The ways are fixed in the statements,
@@ -9,15 +12,15 @@ so that PostgreSQL needs not plan them anew for each search.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
-from itdesk.store import narrowing, rows, words
+from itdesk.store import narrowing, tickets, words
 from itdesk.store.narrowing import Filter, Where
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
-from itdesk.store.rows import Show
 from itdesk.store.words import Words
 
 # The sort keys of the API, and the columns that they order by.
@@ -45,7 +48,7 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked:
     """Some tickets of a list in an order, `last` (a sort value and an id) being before them."""
 
@@ -56,14 +59,29 @@ class Asked:
     last: Sequence[Any] | None = None
     offset: int = 0
 
-    @property
+    @classmethod
+    def page(cls, wanted: Filter, scope: UUID | None, sort: str, window: Window) -> "Asked":
+        """Return a page of the tickets in scope and one more, which says whether it is the last.
+
+        Raises Invalid for a cursor of something else.
+        """
+        count = window.limit + 1
+        if sort != RELEVANCE:
+            return cls(wanted, scope, count, sort, _place(window, sort), window.offset)
+        skip = window.offset
+        if window.cursor is not None:
+            [skip] = decode_cursor(window.cursor, RELEVANCE, (int,))
+        # A cursor may hold any bigint.
+        return cls(wanted, scope, count, sort, offset=min(max(0, skip), MOST_RANKED))
+
+    @cached_property
     def words(self) -> Words | None:
         """Return the words that are searched for."""
         if self.wanted.q is None:
             return None
-        return replace(Words.read(self.wanted.q), planned_before=self.words_alone)
+        return Words.read(self.wanted.q, planned_before=self.words_alone)
 
-    @property
+    @cached_property
     def words_alone(self) -> bool:
         """Return whether words in everybody's are all that is asked for: one plan serves them."""
         return self.scope is None and self.wanted == Filter(q=self.wanted.q)
@@ -74,30 +92,21 @@ class Asked:
         return self.wanted.q is not None and self.wanted.whose(self.scope) is None
 
 
-async def find(
-    conn: Any,
-    wanted: Filter,
-    *,
-    scope: UUID | None,
-    sort: str = "-created_at",
-    window: Window,
-    matches: int | None = None,
-) -> Page[Any]:
-    """Return the rows of one page of the tickets in scope, by keyset when a cursor is given.
+async def find(conn: Any, asked: Asked, *, matches: int | None = None) -> Page[Any]:
+    """Return one page of the tickets that are asked for, by keyset when a cursor was given.
 
     `matches` is what `estimate` says, if that is known.
     """
-    if sort == RELEVANCE:
-        return await _ranked(conn, wanted, scope=scope, window=window, matches=matches)
-    asked = Asked(wanted, scope, window.limit + 1, sort, place(window, sort), window.offset)
-    found = await newest(conn, asked, matches=matches, show="rows")
-    return Page.cut(found, window.limit, lambda row: encode_cursor(sort, row["value"], row["id"]))
+    if asked.sort == RELEVANCE:
+        return await _ranked(conn, asked, matches=matches)
+    found = await newest(conn, asked, matches=matches)
+    return Page.cut(
+        found, asked.count - 1, lambda one: encode_cursor(asked.sort, one["value"], one["name"])
+    )
 
 
-async def newest(
-    conn: Any, asked: Asked, *, matches: int | None = None, show: Show = "ids"
-) -> Sequence[Any]:
-    """Return the tickets that are asked for, each with the `value` that it is sorted by."""
+async def newest(conn: Any, asked: Asked, *, matches: int | None = None) -> Sequence[Any]:
+    """Return the `name` (the id as text), `stamp` and `value` of the tickets asked for."""
     if asked.by_estimate:
         if matches is None:
             matches = await estimate(conn, asked.wanted)
@@ -109,7 +118,7 @@ async def newest(
     found: Sequence[Any] = ()
     for way in ways:
         query, values = _statement(way, asked)
-        found = await conn.fetch(rows.SHOWN[show].format(query), *values)
+        found = await conn.fetch(query, *values)
         if len(found) == asked.count:
             break
     return found
@@ -138,17 +147,15 @@ async def estimate(conn: Any, wanted: Filter) -> int:
     return int(plan[0]["Plan"]["Plan Rows"])
 
 
-def column(sort: str) -> str:
-    """Return the column of an order."""
+def _column(sort: str) -> str:
     return SORTS[sort.removeprefix("-")]
 
 
-def direction(sort: str) -> str:
-    """Return the direction of an order."""
+def _direction(sort: str) -> str:
     return "DESC" if sort.startswith("-") else "ASC"
 
 
-def place(window: Window, sort: str) -> Sequence[Any] | None:
+def _place(window: Window, sort: str) -> Sequence[Any] | None:
     """Return the sort value and the id that a page begins after, if it is not the first."""
     if window.cursor is None:
         return None
@@ -156,16 +163,16 @@ def place(window: Window, sort: str) -> Sequence[Any] | None:
     return decode_cursor(window.cursor, sort, (kind, UUID))
 
 
-def after(where: Where, sort: str, last: Sequence[Any] | None) -> str:
+def _after(where: Where, asked: Asked) -> str:
     """Return the condition that a ticket comes after a place, whose values are given to `where`."""
-    if last is None:
+    if asked.last is None:
         return "true"
-    where.values.extend(last)
+    where.values.extend(asked.last)
     at = len(where.values)
     # A cursor may hold any bigint, a rank is smaller: the cast keeps it comparable.
-    cast = "" if sort.removeprefix("-") in _TIMES else "::bigint"
-    beyond = "<" if sort.startswith("-") else ">"
-    return f"({column(sort)}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
+    cast = "" if asked.sort.removeprefix("-") in _TIMES else "::bigint"
+    beyond = "<" if asked.sort.startswith("-") else ">"
+    return f"({_column(asked.sort)}, t.id) {beyond} (${at - 1:d}{cast}, ${at:d})"
 
 
 async def _few_assigned(conn: Any, whose: UUID) -> bool:
@@ -178,27 +185,21 @@ async def _few_assigned(conn: Any, whose: UUID) -> bool:
     return few
 
 
-async def _ranked(
-    conn: Any, wanted: Filter, *, scope: UUID | None, window: Window, matches: int | None
-) -> Page[Any]:
+async def _ranked(conn: Any, asked: Asked, *, matches: int | None) -> Page[Any]:
     """Return one page of the newest matches, the best first; its cursor counts them."""
-    skip = window.offset
-    if window.cursor is not None:
-        [skip] = decode_cursor(window.cursor, RELEVANCE, (int,))
-    # A cursor may hold any bigint.
-    skip = min(max(0, skip), MOST_RANKED)
-    asked = Asked(wanted, scope, MOST_RANKED)
-    found = await newest(conn, asked, matches=matches)
+    limit, skip = asked.count - 1, asked.offset
+    of = replace(asked, count=MOST_RANKED, sort="-created_at", offset=0)
+    found = await newest(conn, of, matches=matches)
     sought = asked.words or Words("")
     query = f"""
-        SELECT t.id, {words.rank(sought, internal=scope is None)} AS value
-        FROM tickets t WHERE t.id = ANY (${len(sought.values) + 1}::uuid[])
+        SELECT t.id::text AS name, t.xmin AS stamp,
+               {words.rank(sought, internal=asked.scope is None)} AS value
+        FROM tickets t WHERE t.id = ANY (${len(sought.values) + 1}::text[]::uuid[])
         ORDER BY value DESC, t.created_at DESC, t.id DESC
-        LIMIT {window.limit + 1:d} OFFSET {skip:d}
+        LIMIT {asked.count:d} OFFSET {skip:d}
     """  # noqa: S608 - literals of the store
-    ids = [row["id"] for row in found]
-    best = await conn.fetch(rows.SHOWN["rows"].format(query), *sought.values, ids)
-    return Page.cut(best, window.limit, lambda _: encode_cursor(RELEVANCE, skip + window.limit))
+    best = await conn.fetch(query, *sought.values, [one["name"] for one in found])
+    return Page.cut(best, limit, lambda _: encode_cursor(RELEVANCE, skip + limit))
 
 
 def _statement(way: str, asked: Asked) -> tuple[str, list[Any]]:
@@ -220,7 +221,7 @@ def _where(asked: Asked) -> Where:
 
 def _page(asked: Asked) -> str:
     """Return the order of what is found, and how much of it is asked for."""
-    by = direction(asked.sort)
+    by = _direction(asked.sort)
     return f"ORDER BY value {by}, id {by} LIMIT {asked.count:d} OFFSET {asked.offset:d}"
 
 
@@ -234,13 +235,21 @@ def _walked(asked: Asked) -> str:
     return words.walked(asked.words) if asked.words is not None else "true"
 
 
+_FOUND = "id::text AS name, stamp, value"
+
+
+def _one(asked: Asked) -> str:
+    """Return the columns of a ticket `t` that `_FOUND` and `_page` need."""
+    return f"t.id, t.xmin AS stamp, {_column(asked.sort)} AS value"
+
+
 def _newest_first(asked: Asked, reach: int) -> tuple[str, list[Any]]:
     """Look at so many, in their order."""
-    where, by = _where(asked), direction(asked.sort)
-    there = after(where, asked.sort, asked.last)
+    where, by = _where(asked), _direction(asked.sort)
+    there = _after(where, asked)
     query = f"""
-        SELECT id, value FROM (
-            SELECT t.*, {column(asked.sort)} AS value FROM tickets t WHERE {there}
+        SELECT {_FOUND} FROM (
+            SELECT t.*, t.xmin AS stamp, {_column(asked.sort)} AS value FROM tickets t WHERE {there}
             ORDER BY value {by}, id {by} LIMIT {reach:d}
         ) AS t WHERE {where} AND {_walked(asked)} {_page(asked)}
     """  # noqa: S608 - conditions are literals, values are parameters
@@ -250,12 +259,11 @@ def _newest_first(asked: Asked, reach: int) -> tuple[str, list[Any]]:
 def _by_index(asked: Asked) -> tuple[str, list[Any]]:
     """Sort all that an index finds."""
     where = _where(asked)
-    there = after(where, asked.sort, asked.last)
+    there = _after(where, asked)
     query = f"""
         WITH hits AS MATERIALIZED (
-            SELECT t.id, {column(asked.sort)} AS value FROM tickets t
-            WHERE {there} AND {where} AND {_match(asked)}
-        ) SELECT id, value FROM hits {_page(asked)}
+            SELECT {_one(asked)} FROM tickets t WHERE {there} AND {where} AND {_match(asked)}
+        ) SELECT {_FOUND} FROM hits {_page(asked)}
     """  # noqa: S608 - as above
     return query, where.values
 
@@ -263,49 +271,60 @@ def _by_index(asked: Asked) -> tuple[str, list[Any]]:
 def _walking(asked: Asked) -> tuple[str, list[Any]]:
     """Look at all, in their order, until there are enough."""
     where = _where(asked)
-    there = after(where, asked.sort, asked.last)
+    there = _after(where, asked)
     query = f"""
-        SELECT t.id, {column(asked.sort)} AS value FROM tickets t
-        WHERE {there} AND {where} AND {_walked(asked)} {_page(asked)}
+        SELECT {_FOUND} FROM (
+            SELECT {_one(asked)} FROM tickets t
+            WHERE {there} AND {where} AND {_walked(asked)} {_page(asked)}
+        ) AS found
     """  # noqa: S608 - as above
     return query, where.values
 
 
 # The LIMIT keeps the planner from walking over everybody's for somebody's few.
 _ASSIGNED = {
-    "a few": "CROSS JOIN LATERAL (SELECT * FROM tickets WHERE id = o.ticket_id LIMIT 1) AS t",
+    "a few": """CROSS JOIN LATERAL (
+        SELECT *, xmin FROM tickets WHERE id = o.ticket_id LIMIT 1) AS t""",
     "many": "JOIN tickets t ON t.id = o.ticket_id",
 }
 
 
 def _own(asked: Asked, assigned: Literal["a few", "many"]) -> tuple[str, list[Any]]:
     """Merge what somebody reported and what is assigned to them."""
-    where, by = _where(asked), direction(asked.sort)
-    there = after(where, asked.sort, asked.last)
+    where, by = _where(asked), _direction(asked.sort)
+    there = _after(where, asked)
     where.values.append(asked.wanted.whose(asked.scope))
     whose = f"${len(where.values)}"
     conditions = f"{there} AND {where} AND {_match(asked)}"
     # Each side gives as many as the page could need of it.
     each = f"ORDER BY value {by}, id {by} LIMIT {asked.offset + asked.count:d}"
     query = f"""
-        SELECT id, value FROM (
-            (SELECT t.id, {column(asked.sort)} AS value FROM tickets t
+        SELECT {_FOUND} FROM (
+            (SELECT {_one(asked)} FROM tickets t
              WHERE t.reporter_id = {whose} AND {conditions} {each})
             UNION
-            (SELECT t.id, {column(asked.sort)} AS value
-             FROM ticket_assignees o {_ASSIGNED[assigned]}
+            (SELECT {_one(asked)} FROM ticket_assignees o {_ASSIGNED[assigned]}
              WHERE o.user_id = {whose} AND {conditions} {each})
         ) AS own {_page(asked)}
     """  # noqa: S608 - as above
     return query, where.values
 
 
-async def count(conn: Any, wanted: Filter, *, scope: UUID | None) -> int:
+def still(asked: Asked) -> Where:
+    """Return the conditions of a list, to be looked at for some of its tickets."""
+    where = _where(asked)
+    where.add(_walked(asked) if asked.scope is None else _match(asked))
+    whose = asked.wanted.whose(asked.scope)
+    if whose is not None:
+        where.add(tickets.OWN.format(n="{0}"), whose)
+    return where
+
+
+async def count(conn: Any, asked: Asked) -> int:
     """Return how many tickets a list has in all; costly on large desks, so only when asked."""
-    asked = Asked(wanted, scope, 0)
     where = _where(asked)
     where.add(_match(asked))
-    whose = wanted.whose(scope)
+    whose = asked.wanted.whose(asked.scope)
     if whose is not None:
         where.add(narrowing.OWN, whose)
     query = f"SELECT count(*) FROM tickets t WHERE {where}"  # noqa: S608 - as above

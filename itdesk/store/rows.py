@@ -1,13 +1,17 @@
 """What a ticket looks like when it goes out: a row of the database with JSON's spelling."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
+
+TicketRow = Mapping[str, Any]
 
 _TIME = (
     """replace(to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z')"""
 )
 
-# The fields of `model.Ticket`, in its order.
+# The fields of `model.Ticket`, in its order. All of them but the assignees and the project's key
+# are columns of the ticket; it is written with every change of its assignees as well, and a project
+# that has tickets keeps its key.
 ROW = f"""
     t.id::text AS id, t.number, t.key, t.project_id::text AS project_id, p.key AS project, t.title,
     t.description, t.status, t.priority, t.category, t.department, t.tags,
@@ -27,15 +31,9 @@ BESIDE = """
         OFFSET 0) AS a
 """
 
-Show = Literal["ids", "rows"]
 
-# What is shown of the tickets whose `id` and `value` a statement finds, in its order.
-SHOWN: Mapping[Show, str] = {
-    "ids": "{0}",
-    "rows": f"""
-        WITH page AS MATERIALIZED (
-            SELECT found.*, row_number() OVER () AS place FROM ({{0}}) AS found
-        ) SELECT {ROW}, page.value FROM page JOIN tickets t ON t.id = page.id {BESIDE}
-        ORDER BY page.place
-    """,  # noqa: S608 - literals of this module
-}
+def without(row: Any, name: str) -> TicketRow:
+    """Return a row that was read, without what only the statement needed."""
+    shown = dict(row)
+    del shown[name]
+    return shown

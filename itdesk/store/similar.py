@@ -92,7 +92,8 @@ async def candidates(
             page = await matching.newest(conn, asked)
         except asyncpg.QueryCanceledError:
             continue
-        found.update((row["id"], None) for row in page if row["id"] != but)
+        ids = (UUID(one["name"]) for one in page)
+        found.update((id, None) for id in ids if id != but)
         if len(found) >= _ENOUGH:
             break
     return list(found)

@@ -26,14 +26,14 @@ class Words:
     """Whether the statement is planned before its values are known."""
 
     @classmethod
-    def read(cls, typed: str) -> "Words":
+    def read(cls, typed: str, *, planned_before: bool = False) -> "Words":
         """Return what was typed as a search; a space at the end makes the last word a whole one."""
         key = _KEY.fullmatch(typed)
         beginning = key[1].upper() if key else ""
         last = _LAST.search(typed)
         if last is None or typed.count('"') % 2 or _EITHER.search(typed):
-            return cls(typed, "", beginning)
-        return cls(typed[: last.start(1)], last[1], beginning)
+            return cls(typed, "", beginning, planned_before)
+        return cls(typed[: last.start(1)], last[1], beginning, planned_before)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -90,16 +90,14 @@ async def test_every_plan_finds_what_a_look_at_every_row_finds(
             for plan in plans:
                 asked = matching.Asked(Filter(q=q), scope, 50)
                 query, parameters = matching._statement(plan, asked)
-                found = [row[0] for row in await conn.fetch(query, *parameters)]
+                found = [UUID(row["name"]) for row in await conn.fetch(query, *parameters)]
                 assert set(found) == wanted, (plan, scope)
                 assert found == sorted(found, reverse=True)
             if q:
-                page = await matching.find(conn, Filter(q=q), scope=scope, window=Window(limit=50))
-                assert {UUID(row["id"]) for row in page.items} == wanted
-                ranked = await matching.find(
-                    conn, Filter(q=q), scope=scope, sort="relevance", window=Window(limit=50)
-                )
-                assert {UUID(row["id"]) for row in ranked.items} == wanted
+                for sort in ("-created_at", "relevance"):
+                    asked = matching.Asked.page(Filter(q=q), scope, sort, Window(limit=50))
+                    page = await matching.find(conn, asked)
+                    assert {UUID(one["name"]) for one in page.items} == wanted
 
 
 @pytest.mark.parametrize("frequent", [True, False])
@@ -124,8 +122,9 @@ async def test_a_word_that_is_only_in_old_tickets_is_found_behind_many_new_ones(
         seen: list[UUID] = []
         window = Window(limit=2)
         for _ in range(3):
-            page = await matching.find(conn, Filter(q="wombat"), scope=None, window=window)
-            seen += [UUID(row["id"]) for row in page.items]
+            asked = matching.Asked.page(Filter(q="wombat"), None, "-created_at", window)
+            page = await matching.find(conn, asked)
+            seen += [UUID(one["name"]) for one in page.items]
             if page.next_cursor is None:
                 break
             window = Window(limit=2, cursor=page.next_cursor)
