@@ -1,8 +1,8 @@
 """Tickets: how they are opened, changed and discussed, and what the journal says of it."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,6 +19,7 @@ from itdesk.desk.lifecycle import (
 from itdesk.desk.search import Search
 from itdesk.desk.together import Together
 from itdesk.errors import Invalid, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import (
     Caller,
     Category,
@@ -40,7 +41,7 @@ from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Page, Window
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewTicket:
     """What somebody asks for when opening a ticket."""
 
@@ -54,7 +55,7 @@ class NewTicket:
     assignee_ids: Sequence[UUID] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _List:
     """One page of a list, as somebody who may see so much of it asks for it."""
 

@@ -7,13 +7,14 @@ so that PostgreSQL needs not plan them anew for each search.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.store import narrowing, rows, words
 from itdesk.store.narrowing import Filter, Where
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
@@ -45,7 +46,7 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Asked:
     """Some tickets of a list in an order, `last` (a sort value and an id) being before them."""
 
