@@ -28,8 +28,8 @@ def _imported(told: str) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "without"),
     [
-        (["--help"], {*HEAVY, "pydantic", "structlog", "uvloop"}),
-        (["--version"], {*HEAVY, "pydantic", "structlog", "uvloop"}),
+        (["--help"], {*HEAVY, "pydantic", "uvloop"}),
+        (["--version"], {*HEAVY, "pydantic", "uvloop"}),
         (["serve", "--help"], MIGRATING | UNUSED),
         (["db", "--help"], MIGRATING | {"aiohttp", "bcrypt", "cryptography"}),
         (["config", "show"], HEAVY),
