@@ -1,11 +1,16 @@
 """The command line: parse arguments, call, print; what it prints on stdout is meant to be read."""
 
+import os
 from pathlib import Path
 
 import click
 
 from itdesk import __version__
 from itdesk.commands.program import Later, Program
+
+# Before aiohttp is imported: compiled, its lists bring the C++ library, a MiB, and no request uses
+# them.
+os.environ.setdefault("FROZENLIST_NO_EXTENSIONS", "1")
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

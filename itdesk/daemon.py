@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from itdesk.actors.embedded import EmbeddedDatabase
 from itdesk.actors.http import HttpServer
@@ -34,6 +34,7 @@ from itdesk.desk.accounts import NewUser
 from itdesk.desk.health import Health
 from itdesk.desk.passwords import random_password
 from itdesk.errors import ConfigError, Conflict, DeskError, StorageFull, Unavailable
+from itdesk.frozen import frozen
 from itdesk.model import SYSTEM, Event, Role
 from itdesk.runtime import failpoints, log, systemd
 from itdesk.runtime.clock import Clock
@@ -52,7 +53,7 @@ _log = log.get_logger("daemon")
 _clock = Clock()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ready:
     """What the daemon tells its operator once it serves."""
 

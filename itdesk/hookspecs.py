@@ -24,12 +24,13 @@ event loop: what takes longer than a few milliseconds belongs into a thread.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
+from itdesk.frozen import frozen
 from itdesk.language import LanguageModel as LanguageModel
 from itdesk.mailing import Mailer as Mailer
 from itdesk.mailing import Outgoing as Outgoing
@@ -48,7 +49,7 @@ hookspec = pluggy.HookspecMarker("itdesk")
 hookimpl = pluggy.HookimplMarker("itdesk")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """An object that a storage holds: its size in bytes, and its sha256 when it was computed."""
 
@@ -56,7 +57,7 @@ class Stored:
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listed:
     """An object in a listing: its size in bytes, and its age in seconds by the storage's clock."""
 
@@ -65,7 +66,7 @@ class Listed:
     age: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Presigned:
     """A request that a client may make by itself until it expires."""
 
@@ -120,7 +121,7 @@ class Storage(Protocol):
         """Write, read and delete a probe; raise a DeskError that says what to mend."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """What one engine says of one file.
 
@@ -177,7 +178,7 @@ class SignInRefused(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignInAttempt:
     """What one attempt to sign in is known by; all of it comes from a secret of the browser.
 
@@ -191,7 +192,7 @@ class SignInAttempt:
     redirect_uri: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Identity:
     """An account elsewhere that somebody proved to have; `role` None leaves roles to the desk.
 
@@ -263,7 +264,7 @@ def _about(event: Event) -> Mapping[str, Any]:
     return {"type": event.type, "ticket_id": ticket_id, "ticket_version": event.ticket_version}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class JobType:
     """A kind of work that must happen, once its cause was committed, whatever crashes meanwhile.
 
@@ -298,7 +299,7 @@ class JobType:
     dedupe: Callable[[Event], str | None] = _no_key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Schedule:
     """Work that is due once in every so many seconds, for all daemons together.
 
@@ -314,7 +315,7 @@ class Schedule:
     outbound: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Health:
     """How one part of the desk is: `ok`, and if not, why and what to do."""
 

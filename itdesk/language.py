@@ -6,11 +6,12 @@ desk's business; a plugin only carries one question to its model and one answer 
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Prompt:
     """What a model reads: the desk's own instruction, and the material, which is others' words."""
 

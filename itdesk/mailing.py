@@ -1,12 +1,13 @@
 """The vocabulary of mail: what is to be sent, and what can send it."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@frozen(kw_only=True)
 class Outgoing:
     """A mail to one address, with the same content and Message-ID at every attempt.
 

@@ -6,12 +6,14 @@ not speak of is absent here, and absent never erases.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
+
+from itdesk.frozen import frozen
 
 # The fields that both sides may change.
 SHARED: Final = ("title", "description", "status", "priority", "tags", "assignee")
@@ -20,7 +22,7 @@ SHARED: Final = ("title", "description", "status", "priority", "tags", "assignee
 ONLY_SAID: Final = "resolution/"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemotePerson:
     """Somebody over there: matched to a local user by account or address, else kept as a name."""
 
@@ -29,7 +31,7 @@ class RemotePerson:
     email: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoteComment:
     """A comment over there; one that not everybody may read there is internal here.
 
@@ -45,7 +47,7 @@ class RemoteComment:
     sure: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RemoteIssue:
     """What is known of an issue from one telling.
 
@@ -76,7 +78,7 @@ class RemoteIssue:
         return self.key.rpartition("-")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mirrored:
     """What became of a telling: the ticket, if there is one, and whether it was made or changed.
 
@@ -100,7 +102,7 @@ class Winner(StrEnum):
     LAST_WRITER = "last_writer"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """How one tracker's mirror works in both directions.
 
@@ -115,7 +117,7 @@ class Rules:
     push: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shadow:
     """What is known of the remote side of a ticket: fingerprints of its fields there.
 
@@ -146,7 +148,7 @@ def mark_of(name: str, value: Any) -> str:
     return fingerprint(value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SyncState:
     """How far the mirror of one remote project has come."""
 
@@ -158,7 +160,7 @@ class SyncState:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reconciled:
     """One walk through what changed over there; created, updated, unchanged and errors add up."""
 

@@ -5,13 +5,13 @@ what is internal, of which they get no more than the ticket's new version.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.model import Comment, Entry, Ticket
 from itdesk.store import comments, events, tickets
 
@@ -38,7 +38,7 @@ def frame(opcode: int, body: bytes) -> bytes:
     return bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big") + body
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivery:
     """One event, ready to be sent.
 
@@ -56,7 +56,7 @@ class Delivery:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page:
     """What follows a position in the journal; events that are nobody's to see are left out."""
 

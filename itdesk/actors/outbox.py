@@ -8,8 +8,9 @@ up, because it can resume, and the others must not pay for it.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from itdesk.frozen import frozen
 
 
 class Wire(Protocol):
@@ -24,7 +25,7 @@ class Wire(Protocol):
         """Return whether the client takes nothing at the moment."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bounds:
     """How much may wait for one client."""
 

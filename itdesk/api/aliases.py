@@ -5,10 +5,11 @@ daemon starts, so it has the same answers, rights and metrics, and costs nothing
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from itdesk.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Alias:
     """A path that stands for another; `/*` at the end of both stands for whatever follows."""
 

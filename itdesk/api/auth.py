@@ -1,6 +1,5 @@
 """Signing up, in and out; browsers get their tokens as cookies as well."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from multidict import CIMultiDict
@@ -13,6 +12,7 @@ from itdesk.api.route import Body, Call, Reply, Route, Who, created
 from itdesk.desk.sessions import SignedIn
 from itdesk.desk.signups import SignedUp
 from itdesk.errors import Unauthenticated
+from itdesk.frozen import frozen
 from itdesk.model import User
 
 # Looser than what a new account may have: whatever is stored can sign in.
@@ -52,7 +52,7 @@ class OptionalRenewal(Body):
     refresh_token: Secret | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Registered:
     """A new account and what to do next; what was mailed is shown to developers only."""
 
@@ -60,7 +60,7 @@ class Registered:
     user: User
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RegisteredInDevelopment(Registered):
     """The same, with what the mail holds."""
 
@@ -68,14 +68,14 @@ class RegisteredInDevelopment(Registered):
     verification_code: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """What was done, for people."""
 
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Renewed:
     """What a browser is told of its new cookies: a script that reads this learns no token."""
 

@@ -4,7 +4,6 @@ Whoever asks for a mail gets the same answer for every address.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from itdesk.desk.sessions import SignedIn
 from itdesk.desk.signups import Outcome
 from itdesk.desk.verification import Verified, Visit
 from itdesk.errors import Unauthenticated
+from itdesk.frozen import frozen
 from itdesk.model import User
 
 Link = Annotated[str, Field(min_length=1, max_length=200)]
@@ -56,7 +56,7 @@ class NewSecret(Body):
     new_password: NewPassword
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sent:
     """A mail is on its way; nobody is signed in."""
 
@@ -64,7 +64,7 @@ class Sent:
     requires_verification: Literal[True]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoggedIn:
     """Somebody is signed in."""
 
@@ -74,7 +74,7 @@ class LoggedIn:
     tokens: SignedIn
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddressVerified:
     """Whose address was verified, and whether they are signed in by that."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Grant, Role, Ticket
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Call:
         return self.request.headers.get("If-Match")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """What a handler answers: an object to encode as JSON, a status and headers."""
 
@@ -114,7 +115,7 @@ class Reply:
 Handler = Callable[[Call], Awaitable["Reply | web.StreamResponse"]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Route:
     """One method on one path: who may call it, what it takes, what it answers, how it fails.
 

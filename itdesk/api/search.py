@@ -1,6 +1,6 @@
 """Searching and saved views over REST."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -13,6 +13,7 @@ from itdesk.api.paging import next_link
 from itdesk.api.route import NO_CONTENT, Body, Call, Reply, Route, Who, created
 from itdesk.api.tickets import TicketFilter
 from itdesk.desk.search import Findings
+from itdesk.frozen import frozen
 from itdesk.model import Ticket
 from itdesk.store.findings import Facets, Snippet
 from itdesk.store.paging import Window
@@ -30,7 +31,7 @@ class SearchQuery(TicketFilter):
     facets: bool = Field(False, description="Whether to count how the matches divide.")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HitOut:
     """A ticket that was found, and where the words stand in it."""
 
@@ -38,7 +39,7 @@ class HitOut:
     snippets: list[Snippet]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FindingsOut:
     """One page of what was found."""
 
@@ -106,7 +107,7 @@ class ViewChange(Body):
         return fields
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ViewOut:
     """A saved view; `url` is the list that it stands for, each reader's own."""
 

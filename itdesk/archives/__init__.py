@@ -14,7 +14,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -35,6 +34,7 @@ from itdesk.archives.formats import (
     recognise,
     tar_number,
 )
+from itdesk.frozen import frozen
 from itdesk.model import ScanReason
 
 __all__ = ["OPAQUE", "Finding", "Limits", "walk"]
@@ -46,7 +46,7 @@ _TAR_NOTES: Final = (b"x", b"X", b"g", b"L", b"K", b"N")
 _TAR_EMPTY: Final = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """How far an archive is followed; beyond is a finding.
 

@@ -8,10 +8,10 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from struct import Struct
 from typing import IO, Any, Final, Protocol
 
+from itdesk.frozen import frozen
 from itdesk.model import ScanReason
 
 OPAQUE: Final = {
@@ -48,7 +48,7 @@ _CENTRAL = Struct("<4s6H3I5H2I")
 _LOCAL = Struct("<4s5H3I2H")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """Why a file was not seen whole."""
 
@@ -114,7 +114,7 @@ class Window:
             yield self.read()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ZipEntry:
     """One line of a zip's directory."""
 

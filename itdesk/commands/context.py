@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from itdesk.commands.exits import FAILURE, INTERRUPTED, USAGE
 from itdesk.config import Settings, load, secret_values
 from itdesk.desk import Desk
 from itdesk.errors import ConfigError, DeskError, Invalid, Unavailable
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Role, Source
 from itdesk.runtime import log
 from itdesk.runtime.clock import Clock
@@ -33,7 +33,7 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Context:
     """The options that stand before the command."""
 

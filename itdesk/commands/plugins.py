@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from itdesk.desk.discovery import discover
 from itdesk.desk.plugins import Plugins
 from itdesk.desk.switches import Switches, told
 from itdesk.errors import ConfigError, DeskError, Unavailable
+from itdesk.frozen import frozen
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.metrics import Metrics
 from itdesk.store.opening import at_head, database_url, open_database
@@ -28,7 +29,7 @@ from itdesk.store.switches import Switch
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """One plugin, as `itdesk plugins list` shows it."""
 

@@ -1,17 +1,18 @@
 """What a single value of the configuration must look like; no message quotes the value."""
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from itdesk.frozen import frozen
+
 PEM_MARK: Final = "-----BEGIN"
 _DRIVERS: Final = ("", "asyncpg", "psycopg", "psycopg2")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rate:
     """So many requests in each period."""
 

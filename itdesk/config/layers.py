@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, get_origin
 from itdesk.config.model import OPTIONS, Key, dotted
 from itdesk.config.names import UNUSED, VARIABLES, unknown
 from itdesk.config.secrecy import is_secret
+from itdesk.frozen import frozen
 
 _TABLES: Final = frozenset(key[:size] for key in OPTIONS for size in range(1, len(key)))
 _KEYS_FROM_FILES: Final = frozenset("access_key api_key secret_key signing_key".split())
@@ -27,7 +28,7 @@ class Given(NamedTuple):
 Layer = Mapping[Key, Given]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """What is wrong with one option, and the environment variable it came from."""
 

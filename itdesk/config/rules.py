@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -12,6 +11,7 @@ from itdesk.config.layers import Problem
 from itdesk.config.model import Auth, Server, Settings, dotted
 from itdesk.config.names import near_misses
 from itdesk.config.secrecy import secrets_of
+from itdesk.frozen import frozen
 from itdesk.runtime.failpoints import POINTS
 
 _SAMPLE_SECRETS: Final = frozenset(
@@ -31,7 +31,7 @@ _LEAST_BYTES: Final[Mapping[str, int]] = MappingProxyType(
 Finding = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """What `config check` found without asking anybody else."""
 

@@ -1,7 +1,7 @@
 """What counts as a secret, and where secrets hide in other values."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import unquote
 
@@ -56,7 +56,7 @@ def secret_values(settings: Settings) -> list[str]:
 def _leaves(key: Key, value: object) -> Iterator[tuple[Key, object]]:
     if isinstance(value, BaseModel):
         value = dict(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for name, item in value.items():
             yield from _leaves((*key, str(name)), item)
     elif isinstance(value, (list, tuple)):

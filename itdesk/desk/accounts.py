@@ -5,7 +5,7 @@ that two who demote each other at once cannot both succeed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from itdesk.desk.passwords import Passwords
 from itdesk.desk.proofs import Proofs
 from itdesk.desk.sessions import Sessions
 from itdesk.errors import Conflict, Forbidden, Invalid, NotFound, SessionRequired
+from itdesk.frozen import frozen
 from itdesk.model import Assignee, Caller, Change, Event, Role, User, new_id
 from itdesk.store import proofs as links
 from itdesk.store import users
@@ -26,7 +27,7 @@ _FIELDS = _OWN_FIELDS | {"email", "role", "is_active", "department"}
 _TOLD = ("name", "role", "department", "avatar_url", "is_active")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewUser:
     """Somebody to get an account; without a password they cannot sign in by one yet.
 
@@ -212,7 +213,7 @@ class Accounts:
         return _NewHash(account.password_hash, await self._passwords.hash_new(password, *context))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _NewHash:
     """What to store, and what must still be stored until then."""
 

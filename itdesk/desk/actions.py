@@ -4,7 +4,7 @@ Whatever goes wrong with one action is the end of the run: its transaction is un
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from itdesk.desk.mail import Mail
 from itdesk.desk.tickets import Tickets
 from itdesk.desk.webhooks import Webhooks
 from itdesk.errors import Conflict, DeskError, StorageFull, Unavailable
+from itdesk.frozen import frozen
 from itdesk.model import (
     SYSTEM,
     TRANSITIONS,
@@ -42,7 +43,7 @@ class ActionFailed(Exception):
     """An action could not be done: the whole run is undone."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Doing:
     """A rule at work: its actions, and what made it look."""
 

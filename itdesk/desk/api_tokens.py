@@ -5,7 +5,7 @@ token no more often than once a minute, so that no request waits for it.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from itdesk.config import Auth
 from itdesk.desk.opaque import API_TOKEN
 from itdesk.desk.sessions import Sessions
 from itdesk.errors import Conflict, Forbidden, Invalid, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import ApiToken, Caller, Event, Grant, Role, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.store import api_tokens, users
@@ -24,7 +25,7 @@ WRITTEN_EVERY_SECONDS = 60
 REMEMBERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewToken:
     """What somebody wants a token for; `days` is None for one that never expires."""
 
@@ -33,7 +34,7 @@ class NewToken:
     days: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MadeToken:
     """A new token, whose text is shown this once."""
 

@@ -8,7 +8,6 @@ What others wrote goes to it between marks that nobody can guess, as material.
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import cache, partial
 from math import isfinite
 from typing import Any, Final, Generic, TypeVar
@@ -19,6 +18,7 @@ from itdesk.config import Settings
 from itdesk.desk.plaintext import cut, readable
 from itdesk.desk.turns import Breaker, NoTurn, Turns
 from itdesk.errors import DeskError
+from itdesk.frozen import frozen
 from itdesk.language import LanguageModel, Prompt
 from itdesk.model import Caller
 from itdesk.runtime.clock import Clock
@@ -59,7 +59,7 @@ A = TypeVar("A", bound=Answer)
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Purpose(Generic[A]):
     """What a model is asked to do, in the desk's own words alone, and the shape of its answer.
 
@@ -71,7 +71,7 @@ class Purpose(Generic[A]):
     answer: type[A]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """Material: a few words of ours that say what it is, and the text as somebody wrote it.
 

@@ -7,7 +7,7 @@ business of `desk.scans`.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from itdesk.desk.filenames import accepted_type, shown_name
 from itdesk.desk.serving import scanned_bytes
 from itdesk.desk.urlsigner import UrlSigner
 from itdesk.errors import Conflict, DeskError, Forbidden, Invalid, NotFound, TooLarge
+from itdesk.frozen import frozen
 from itdesk.hookspecs import Storage
 from itdesk.model import Attachment, Caller, Event, Role, ScanStatus, new_id
 from itdesk.runtime.log import get_logger
@@ -40,7 +41,7 @@ def quarantine_key(object_key: str) -> str:
     return f"{QUARANTINE}{object_key}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """What may be uploaded, and how long the links live."""
 
@@ -50,7 +51,7 @@ class Rules:
     download_seconds: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UploadLink:
     """A place kept for a file, and the request that fills it."""
 
@@ -63,7 +64,7 @@ class UploadLink:
     expires_in: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DownloadLink:
     """A link that serves a clean file to whoever holds it, for a short while."""
 
@@ -72,7 +73,7 @@ class DownloadLink:
     expires_in: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Content:
     """A clean file and its bytes."""
 
@@ -371,7 +372,7 @@ class Attachments:
         return asked
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stashed:
     """A file whose bytes are in quarantine but that hangs on no ticket yet."""
 

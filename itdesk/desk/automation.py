@@ -7,7 +7,6 @@ stays, what fails is undone whole and logged, and the next rule goes on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +19,7 @@ from itdesk.desk.conditions import Facts, Verdict, evaluate
 from itdesk.desk.contract import reason
 from itdesk.desk.jobs import Job, JobType
 from itdesk.errors import NotFound, StorageFull, Unavailable
+from itdesk.frozen import frozen
 from itdesk.hookspecs import Schedule
 from itdesk.model import Entry, Event, Ticket
 from itdesk.runtime.log import get_logger
@@ -55,7 +55,7 @@ class _Period(BaseModel):
     event_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Look:
     """One rule about to look at one event, and where the event comes from."""
 

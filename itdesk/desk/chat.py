@@ -6,7 +6,7 @@ shown to whoever may read it, a draft only holds what opening a ticket accepts.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from itdesk.desk.tickets import Tickets
 from itdesk.desk.triage import KNOWLEDGE_SHARE, Cited, Triage, cited, material
 from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Category, Passage, Priority, Role, Status, Ticket
 from itdesk.runtime.clock import Clock
 
@@ -38,7 +39,7 @@ PREVIEW_STEP: Final = 24
 _KEY = re.compile(r"(?<![\w-])[A-Za-z][A-Za-z0-9]{1,9}-[0-9]{1,18}(?![\w-])", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """One message of a conversation, as the client tells it."""
 
@@ -46,7 +47,7 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Draft:
     """A ticket to be, exactly as POST /tickets takes it; `assignee` is for agents to set."""
 
@@ -58,7 +59,7 @@ class Draft:
     assignee: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shown:
     """A ticket that the conversation is about, and that the caller may read."""
 
@@ -68,7 +69,7 @@ class Shown:
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Replied:
     """An answer; `ticket` goes with create_ticket, `shown` with show_ticket."""
 

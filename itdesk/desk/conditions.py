@@ -5,7 +5,6 @@ about a rule shall see all of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -25,6 +24,7 @@ from itdesk.desk.rules import (
     OlderThan,
     comparisons,
 )
+from itdesk.frozen import frozen
 from itdesk.model import (
     Category,
     Change,
@@ -52,7 +52,7 @@ class Kind(StrEnum):
     FLAG = "true or false"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meaning:
     """What is known of a field: its kind, its words, and whether it can be empty or change."""
 
@@ -92,7 +92,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What a rule looks at: a ticket, what happened to it, who did it, and what time it is."""
 
@@ -132,7 +132,7 @@ class Facts:
         return next((change for change in self.event.changes if change.field == name), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """Whether conditions hold, and what each comparison expected and found."""
 

@@ -4,14 +4,14 @@ The two kinds of text are different types, and a customer's news takes only one 
 checker refuses the other, and so does the object itself.
 """
 
-from dataclasses import dataclass
 from typing import final
 
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Comment, Role, Ticket, new_id
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@frozen
 class PublicText:
     """Words that everybody may read who may read the ticket."""
 
@@ -19,7 +19,7 @@ class PublicText:
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen
 class InternalText:
     """Words that only agents and above may read; as a string it shows nothing of them."""
 
@@ -52,7 +52,7 @@ def customer(ticket: Ticket) -> Caller:
     return Caller(ticket.reporter_id or new_id(), ticket.reporter_name, Role.USER)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CustomerNews:
     """What somebody below an agent is told; TypeError for words that are not public."""
 
@@ -69,7 +69,7 @@ class CustomerNews:
         return self.text.words if self.text is not None else ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StaffNews:
     """What agents and above are told."""
 

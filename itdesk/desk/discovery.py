@@ -9,13 +9,13 @@ system would read the file again, or trust a __pycache__ beside it.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from itdesk.frozen import frozen
 from itdesk.runtime.log import get_logger
 
 GROUP = "itdesk"
@@ -27,7 +27,7 @@ class Refused(Exception):
     """A plugin that is not taken, and why, in words for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """A plugin that could be loaded: `load` imports it and returns its class."""
 

@@ -1,12 +1,12 @@
 """Tries every configured part for real, and says of what fails how to mend it."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import asyncpg
 
 from itdesk.desk import Desk
 from itdesk.errors import DeskError, SchemaError
+from itdesk.frozen import frozen
 from itdesk.store import head
 from itdesk.store.migrations import Migrations
 
@@ -19,7 +19,7 @@ DEMO_ADDRESSES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """What trying one part came to; `remedy` says what to do when it is not ok."""
 

@@ -6,7 +6,6 @@ new tickets are looked at, so that nothing that follows from a prediction leads 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from itdesk.desk.tickets import Tickets
 from itdesk.desk.triage import Triage
 from itdesk.desk.wordlists import Wordlists
 from itdesk.errors import DeskError, NotFound, Unavailable
+from itdesk.frozen import frozen
 from itdesk.hookspecs import JobType
 from itdesk.model import (
     SYSTEM,
@@ -54,7 +54,7 @@ MOST_ALIKE: Final = 50
 log = get_logger("enrichment")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prediction:
     """What is believed of a ticket, and by whom; None where nothing in it gave reason to."""
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from itdesk.config import Limits
 from itdesk.desk.limits import too_many
 from itdesk.errors import RateLimited, Unavailable
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Event
 from itdesk.runtime.log import get_logger
 from itdesk.store import guesses as store
@@ -22,7 +23,7 @@ from itdesk.store.db import Database, Transaction
 log = get_logger("guesses")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Subject:
     """What is guessed, of whom; only a digest of it is kept."""
 

@@ -12,7 +12,6 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from itdesk.config import Settings
 from itdesk.desk.accounts import Accounts
 from itdesk.desk.sessions import Challenge, Sessions, SignedIn
 from itdesk.errors import Conflict, InvalidCredentials, NotFound, Unavailable
+from itdesk.frozen import frozen
 from itdesk.hookspecs import (
     Identity,
     IdentityProvider,
@@ -51,7 +51,7 @@ _PICTURE = re.compile(r"https://[!#-;=?-\[\]_a-z~]{4,1990}")
 log = get_logger("identities")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offer:
     """A provider that people may sign in by: what its button says, and where it leads."""
 
@@ -60,7 +60,7 @@ class Offer:
     start_url: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Departure:
     """Where a browser goes to sign in, and the secret that it keeps meanwhile."""
 
@@ -68,7 +68,7 @@ class Departure:
     secret: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Landing:
     """Where a browser is after signing in elsewhere: with a session, or with a problem.
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from itdesk.config import Settings
 from itdesk.desk.attachments import CLEAN, QUARANTINE
 from itdesk.errors import Conflict
+from itdesk.frozen import frozen
 from itdesk.hookspecs import Listed, Storage
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -32,7 +33,7 @@ PAGE = 1000
 log = get_logger("storage")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Orphan:
     """An object that no file names, and why."""
 
@@ -42,7 +43,7 @@ class Orphan:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Missing:
     """A clean file whose object is gone."""
 

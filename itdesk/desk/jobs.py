@@ -11,7 +11,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +21,7 @@ from itdesk.config import Jobs as JobSettings
 from itdesk.desk.contract import reason as told
 from itdesk.desk.job import Job, LostClaim
 from itdesk.errors import Conflict, DeskError, NotFound
+from itdesk.frozen import frozen
 from itdesk.hookspecs import GiveUp, JobType, RetryLater
 from itdesk.model import Caller, Event, Role
 from itdesk.model.spans import Value
@@ -45,7 +46,7 @@ _WRITE_AGAIN_SECONDS = 1.0
 log = get_logger("jobs")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Again:
     """Try once more, after so many seconds."""
 
@@ -54,7 +55,7 @@ class _Again:
     counted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Never:
     """Give up."""
 

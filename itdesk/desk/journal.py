@@ -1,11 +1,11 @@
 """The journal as an audit log: what happened on this desk, in the order of its numbers."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Change, Entry, Role, Source
 from itdesk.store import events
 from itdesk.store.db import Database
@@ -17,7 +17,7 @@ _STRIDE = 1_000
 _BEFORE_ALL, _BEYOND_ALL = 0, 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JournalRow:
     """One event of the journal with its number."""
 

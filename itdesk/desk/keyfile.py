@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from itdesk.desk.keys import PEM_MARK, RSA_BITS, Key, Keys, private_key
 from itdesk.errors import ConfigError, NotFound
+from itdesk.frozen import frozen
 
 LARGEST = 65_536
 MOST_RETIRED = 16
@@ -30,7 +30,7 @@ _RETIRED_MARK = b"not-after: "
 _ROOT_MARK = b"root: "
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyFile:
     """Where the keys lie, and for which algorithm."""
 

@@ -7,7 +7,7 @@ first key of a desk stays the same however often the key that signs is replaced.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 
 from itdesk.desk.base64url import encode
 from itdesk.errors import ConfigError
+from itdesk.frozen import frozen
 
 RSA_BITS = 2048
 SECRET_BYTES = 32
@@ -29,7 +30,7 @@ PrivateKey = RSAPrivateKey | Ed25519PrivateKey | bytes
 PublicKey = RSAPublicKey | Ed25519PublicKey | bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Key:
     """A key that verifies; `not_after` ends the overlap of one that no longer signs."""
 

@@ -8,7 +8,6 @@ directory takes the place of what comes with itdesk, file by file; all are check
 import html
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,6 +15,7 @@ from string import Template
 from typing import Final
 
 from itdesk.errors import ConfigError
+from itdesk.frozen import frozen
 
 # What each template may name.
 _ACCOUNT: Final = frozenset({"desk", "name", "email", "link", "code", "hours"})
@@ -42,7 +42,7 @@ _CONTROLS_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Letter:
     """A subject and a body, as text and as HTML."""
 
@@ -51,7 +51,7 @@ class Letter:
     html: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Parts:
     subject: Template
     text: Template

@@ -16,6 +16,7 @@ from uuid import UUID
 from itdesk.config import Limits as LimitSettings
 from itdesk.config import Rate
 from itdesk.errors import DeskError, RateLimited
+from itdesk.frozen import frozen
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 from itdesk.runtime.metrics import Metrics
@@ -46,7 +47,7 @@ class _Bucket:
     untold: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Rule:
     """One class's limit, and how many of its requests may stay untold for a second."""
 

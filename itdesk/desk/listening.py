@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from itdesk.desk.plaintext import cut, readable
 from itdesk.desk.wordlists import LONGEST_READ, Language, Wordlists, tokens
+from itdesk.frozen import frozen
 
 # So far before a wish something that takes it back is looked for.
 _NEAR = 3
@@ -16,7 +16,7 @@ _WORD = re.compile(r"[^\W_]+")
 _AROUND = " \t\n.,:;!?-–—_*#>\"'()[]"  # noqa: RUF001 - people type such dashes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Heard:
     """What the last message of a person says; `about` is what a wish for a ticket is about."""
 

@@ -6,11 +6,12 @@ the field.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Ticket
 from itdesk.remote import ONLY_SAID, SHARED, Rules, Shadow, Winner, fingerprint, mark_of
 from itdesk.store.pushes import Unfinished
@@ -25,7 +26,7 @@ PASSIVE: Final = Rules(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """Which told fields are not taken over, and which of them are answered by sending our own."""
 

@@ -8,9 +8,9 @@ import hashlib
 import re
 import secrets
 import zlib
-from dataclasses import dataclass
 
 from itdesk.errors import InvalidToken
+from itdesk.frozen import frozen
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # 62 ** 43 is more than 2 ** 256, and 62 ** 6 more than 2 ** 32.
@@ -18,7 +18,7 @@ _BODY, _CHECK = 43, 6
 _REST = re.compile(rf"[0-9A-Za-z]{{{_BODY + _CHECK}}}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """One kind of token: its prefix, and what people call it."""
 

@@ -5,7 +5,7 @@ them and from the journal, which keeps that an erasure happened and by whom.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ import orjson
 from itdesk.desk.accounts import require_another_admin
 from itdesk.desk.sessions import Sessions
 from itdesk.errors import Conflict, DeskError, NotFound
+from itdesk.frozen import frozen
 from itdesk.hookspecs import Storage
 from itdesk.model import Caller, Event, Role
 from itdesk.runtime.log import get_logger
@@ -26,7 +27,7 @@ ERASED = "Erased person"
 log = get_logger("people")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """One file of an export: its name, its size, and its bytes, to be read once."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from itdesk.desk.contract import Late, Section
 from itdesk.desk.gates import Gate
+from itdesk.frozen import frozen
 from itdesk.hookspecs import IdentityProvider, JobType, LanguageModel, Mailer, Schedule, Tracker
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 State = Literal["loaded", "disabled", "off", "starting", "stopping", "broken", "left out"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginStatus:
     """How one configured plugin is; a loaded one that has a reason fails at times."""
 
@@ -26,7 +27,7 @@ class PluginStatus:
     version: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What one plugin said to one hook, or why there is no result."""
 
@@ -35,7 +36,7 @@ class Answer:
     failure: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contribution:
     """What one plugin adds to a desk that works."""
 

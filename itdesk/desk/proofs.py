@@ -11,12 +11,13 @@ import random
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from uuid import UUID
 
 from itdesk.config import Settings
 from itdesk.desk.mail import Mail
 from itdesk.errors import BadRequest
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Event, MailKind, Role, Source, User
 from itdesk.runtime.clock import Clock
 from itdesk.store import proofs
@@ -46,7 +47,7 @@ _CODE = re.compile(r"\d{6}", re.ASCII)
 _LIKE_A_LINK = re.compile(r"[/:@<>\\]|\w\.\w{2,}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proof:
     """What was mailed to verify an address."""
 

@@ -7,17 +7,17 @@ for again: an answer that is on its way may be older than the change.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from itdesk.errors import DeskError
+from itdesk.frozen import frozen
 from itdesk.runtime.clock import Clock
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Answer(Generic[V]):
     """What the database said, and when it was asked; None: there is nothing."""
 

@@ -20,6 +20,7 @@ from itdesk.desk.actions import foreseen
 from itdesk.desk.automation import triggers_of
 from itdesk.desk.conditions import Facts, evaluate
 from itdesk.desk.rulecheck import Checked, Draft, check
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Category, Comment, Entry, Priority, Role, Status, Ticket
 from itdesk.store import comments, events, tickets, workflow_runs
 from itdesk.store.db import Database
@@ -29,7 +30,7 @@ _BATCH: Final = 500
 _WHOLE: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Touched:
     """One event at which the rule would have acted, on which ticket, and how."""
 
@@ -43,7 +44,7 @@ class Touched:
     effects: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Replayed:
     """What a rule would have done; `complete` unless there was more than was asked to look at."""
 

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from itdesk.desk.reads import Reads
 from itdesk.errors import Invalid
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Priority, Role, Status
 from itdesk.store import projects, reports
 from itdesk.store.narrowing import NO_DEPARTMENT, Filter
@@ -17,7 +18,7 @@ from itdesk.store.reports import Activity, Counted, Trend, UserActivity
 MOST_DAYS: Final = 366
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DepartmentCount:
     """How many tickets a department has; those without one are counted as Unassigned."""
 
@@ -26,7 +27,7 @@ class DepartmentCount:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StatusCount:
     """How many tickets are in a status."""
 
@@ -35,7 +36,7 @@ class StatusCount:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PriorityCount:
     """How many tickets have a priority."""
 
@@ -44,7 +45,7 @@ class PriorityCount:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dashboard:
     """The desk at a glance, as far as the reader sees it.
 
@@ -66,7 +67,7 @@ class Dashboard:
     generated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Metadata:
     """What a report counted, and when."""
 
@@ -75,7 +76,7 @@ class Metadata:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StatusReport:
     """Tickets by status, in the order of the lifecycle."""
 
@@ -83,7 +84,7 @@ class StatusReport:
     metadata: Metadata
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PriorityReport:
     """Tickets by priority, the most urgent first."""
 
@@ -91,7 +92,7 @@ class PriorityReport:
     metadata: Metadata
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DepartmentReport:
     """Tickets by department, the busiest first."""
 
@@ -99,7 +100,7 @@ class DepartmentReport:
     metadata: Metadata
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Period:
     """Which days a report is of, both included, and when it was made."""
 
@@ -109,7 +110,7 @@ class Period:
     generated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ActivityReport:
     """What people did, those who reported most first."""
 
@@ -117,7 +118,7 @@ class ActivityReport:
     metadata: Period
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrendReport:
     """Day by day."""
 
@@ -125,7 +126,7 @@ class TrendReport:
     metadata: Period
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Range:
     """What a report is about: tickets opened on these days, both included, of one project."""
 

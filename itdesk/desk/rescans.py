@@ -6,7 +6,6 @@ nobody asked to delete: a verdict may be wrong, and the bytes are evidence.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import BaseModel
@@ -18,6 +17,7 @@ from itdesk.desk.jobs import Job
 from itdesk.desk.scans import ClaimLost, Outcome, Scans, verdict_data
 from itdesk.desk.spool import Spool
 from itdesk.errors import DeskError, NotFound
+from itdesk.frozen import frozen
 from itdesk.hookspecs import JobType, Storage
 from itdesk.model import SYSTEM, Event, ScanReason, ScanStatus
 from itdesk.runtime.log import get_logger
@@ -41,7 +41,7 @@ class _Withdrawn(BaseModel):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Again:
     """Which clean files are to be looked at: those not looked at since `before`.
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from itdesk.desk import rules
 from itdesk.desk.conditions import MEANINGS, Kind, Meaning
 from itdesk.errors import Invalid
+from itdesk.frozen import frozen
 from itdesk.store import rulechecks, workflow_targets
 from itdesk.store.workflows import Trigger
 
@@ -36,7 +37,7 @@ class Draft:
             self.problems.append(entry)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """A rule that can be: parsed, and as JSON with people and targets named by their ids."""
 

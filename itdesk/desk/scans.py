@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from itdesk.desk.attachments import quarantine_key
 from itdesk.desk.engines import Engines
 from itdesk.desk.spool import Copy, Spool
 from itdesk.errors import NotFound, StorageFull, TooLarge, Unavailable, UnsupportedMedia
+from itdesk.frozen import frozen
 from itdesk.hookspecs import Storage, Verdict
 from itdesk.model import SYSTEM, Caller, Event, ScanReason, ScanStatus
 from itdesk.runtime import failpoints
@@ -38,7 +39,7 @@ class ClaimLost(Exception):
     """Another scanner has the file now, or it was deleted: stop, and write nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """What one scan came to; without a status the file waits for another scan."""
 

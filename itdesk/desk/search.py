@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from itdesk.desk.reads import Reads
 from itdesk.desk.remembered import Remembered
+from itdesk.frozen import frozen
 from itdesk.model import Caller
 from itdesk.runtime.clock import Clock
 from itdesk.store import findings, matching
@@ -18,7 +19,7 @@ from itdesk.store.paging import Page, Window
 from itdesk.store.rows import TicketRow
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hit:
     """A ticket that was found, and where the words stand in it."""
 
@@ -26,7 +27,7 @@ class Hit:
     snippets: Sequence[Snippet]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Findings:
     """One page of what was found; `next_cursor` leads to the next."""
 

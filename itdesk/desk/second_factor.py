@@ -4,7 +4,7 @@ Whoever gains one has proved no more before than the password: every other sessi
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BytesIO
 from uuid import UUID
 
@@ -14,13 +14,14 @@ from itdesk.desk.factors import Factors
 from itdesk.desk.passwords import Passwords
 from itdesk.desk.sessions import Sessions
 from itdesk.errors import Conflict, Invalid, InvalidCode, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Event, Role, SecondFactor
 from itdesk.store import factors as rows
 from itdesk.store import users
 from itdesk.store.db import Database, Transaction
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proposal:
     """What an authenticator has to know, shown this once; a code from it confirms it."""
 
@@ -29,7 +30,7 @@ class Proposal:
     qr_svg: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoveryCodes:
     """Codes to print and keep, shown this once; each signs in one time without authenticator."""
 

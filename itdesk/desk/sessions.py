@@ -5,7 +5,7 @@ door to it, `Sessions.open`, which knows of the second factor, whatever the firs
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -27,6 +27,7 @@ from itdesk.errors import (
     NotFound,
     SecondFactorRequired,
 )
+from itdesk.frozen import frozen
 from itdesk.model import SYSTEM, Caller, Event, Source, User, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
@@ -42,7 +43,7 @@ MOST_ATTEMPTS = 5
 log = get_logger("sessions")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignedIn:
     """What somebody gets who signed in; times are in seconds from now."""
 
@@ -54,7 +55,7 @@ class SignedIn:
     user: User
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Challenge:
     """What somebody gets who proved all but the second factor; it is answered once, in time."""
 

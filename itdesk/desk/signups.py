@@ -5,7 +5,6 @@ or not: its owner is told by mail. Both ways hash one password, hold one person,
 write one mail, so that they take as long. Elsewhere a taken address is refused.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 from itdesk.config import Auth
@@ -14,6 +13,7 @@ from itdesk.desk.proofs import Proof, Proofs, as_caller, unsent_proof
 from itdesk.desk.sessions import Sessions, SignedIn
 from itdesk.desk.verification import Visit
 from itdesk.errors import Conflict, EmailNotVerified, Forbidden, InvalidCredentials
+from itdesk.frozen import frozen
 from itdesk.model import Event, Role, User, new_id
 from itdesk.runtime.clock import Clock
 from itdesk.store import proofs as store
@@ -23,7 +23,7 @@ from itdesk.store.db import Database, Transaction
 Outcome = Literal["logged_in", "verification_sent", "account_created_verification_sent"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignedUp:
     """The account as it was asked for, and what was mailed to its address."""
 
@@ -31,7 +31,7 @@ class SignedUp:
     proof: Proof
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entered:
     """What came of an address and a password."""
 

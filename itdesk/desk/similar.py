@@ -6,13 +6,13 @@ compared are those of titles and descriptions: what was said internally decides 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from itdesk.desk.meanings import Meanings
 from itdesk.desk.reads import Reads
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Category, Status, Ticket
 from itdesk.store import similar, tickets
 from itdesk.store.db import Database
@@ -29,7 +29,7 @@ MOST_COMPARED: Final = 50
 _LATER: Final = "Ask again later."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Similar:
     """A ticket about the same thing: how much so, from 0 to 1, and why."""
 

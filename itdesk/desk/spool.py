@@ -6,12 +6,12 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from uuid import uuid4
 
 from itdesk.errors import TooLarge
+from itdesk.frozen import frozen
 
 _CHUNK = 1 << 20
 HEAD = 4096
@@ -63,7 +63,7 @@ class Spool:
                 yield chunk
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Copy:
     """What was written into a lent file: its size, its sha256 and its first bytes."""
 

@@ -6,7 +6,7 @@ person's own doing, in the transaction that marks it; how often each kind was ri
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -17,6 +17,7 @@ from itdesk.desk.lifecycle import require_version
 from itdesk.desk.reads import Reads
 from itdesk.desk.tickets import Tickets
 from itdesk.errors import Conflict, NotFound, Unavailable
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Category, Event, Priority, Role, Status, Ticket
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
@@ -32,7 +33,7 @@ MEASURED_SECONDS: Final = 60.0
 log = get_logger("suggestions")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decided:
     """A suggestion that was decided, and the ticket as it is now."""
 
@@ -40,7 +41,7 @@ class Decided:
     ticket: Ticket
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Advice:
     """What the desk believes of a ticket; None and nothing while it has not looked at it."""
 
@@ -50,7 +51,7 @@ class Advice:
     recommendations: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrecisionMetadata:
     """What a report on suggestions covers."""
 
@@ -58,7 +59,7 @@ class PrecisionMetadata:
     generated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrecisionReport:
     """How often suggestions were right."""
 

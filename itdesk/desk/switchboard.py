@@ -6,7 +6,6 @@ is its own trouble: the desk is as it was without it.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from itdesk.desk.discovery import Refused
 from itdesk.desk.missed import catch_up
 from itdesk.desk.plugin_records import Contribution, PluginStatus
 from itdesk.desk.switches import Switches, told, unknown
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Role
 from itdesk.runtime.log import get_logger
 from itdesk.store.switches import Switch
@@ -30,7 +30,7 @@ _DISABLED = PluginStatus("disabled", "switched off by its section", False, None)
 log = get_logger("plugin")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginState:
     """How one plugin is at the daemon that was asked, and what was said of it last.
 

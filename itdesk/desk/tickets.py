@@ -1,8 +1,8 @@
 """Tickets: how they are opened, changed and discussed, and what the journal says of it."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,6 +19,7 @@ from itdesk.desk.lifecycle import (
 from itdesk.desk.search import Search
 from itdesk.desk.together import Together
 from itdesk.errors import Invalid, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import (
     Caller,
     Category,
@@ -43,7 +44,7 @@ from itdesk.store.paging import Page, Window
 from itdesk.store.rows import TicketRow
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewTicket:
     """What somebody asks for when opening a ticket."""
 
@@ -57,7 +58,7 @@ class NewTicket:
     assignee_ids: Sequence[UUID] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _List:
     """One page of a list, and whether to count all of it."""
 

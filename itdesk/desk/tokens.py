@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,6 +22,7 @@ from itdesk.desk.base64url import decode
 from itdesk.desk.keyfile import KeyFile
 from itdesk.desk.keys import Keys
 from itdesk.errors import ConfigError, ExpiredToken, InvalidToken
+from itdesk.frozen import frozen
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 
@@ -41,7 +42,7 @@ class UnknownKey(InvalidToken):
     """The token names a key that is not ours, or that another process made a moment ago."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claims:
     """What a good access token says; times are seconds since 1970."""
 

@@ -1,7 +1,7 @@
 """What a ticket is about and how urgent it is, suggested by the model, else by word lists."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from itdesk.desk.assist import RULES, Answer, Assist, Part, Purpose
 from itdesk.desk.knowledge import Knowledge
 from itdesk.desk.plaintext import plain, shows_something
 from itdesk.desk.wordlists import Wordlists
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Category, Passage, Priority
 from itdesk.runtime.clock import Clock
 from itdesk.store import users
@@ -46,7 +47,7 @@ TRIAGE: Final = Purpose(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Suggested:
     """Somebody who could be given the ticket."""
 
@@ -54,7 +55,7 @@ class Suggested:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cited:
     """Where something that an answer may rest on was said."""
 
@@ -63,7 +64,7 @@ class Cited:
     url: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Classification:
     """A suggestion for a ticket; `source` is rules, or the plugin whose model gave it."""
 

@@ -5,7 +5,7 @@ a job's work, whatever there is to do, and a refused code takes as long for ever
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from itdesk.desk.proofs import (
     require_code,
 )
 from itdesk.desk.sessions import Sessions, SignedIn
+from itdesk.frozen import frozen
 from itdesk.hookspecs import JobType
 from itdesk.model import Event, User
 from itdesk.runtime.clock import Clock
@@ -33,7 +34,7 @@ RESEND = "auth.resend"
 REFUSAL_SECONDS = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Visit:
     """Where somebody comes from, and as whom their browser is signed in already, if at all."""
 
@@ -42,7 +43,7 @@ class Visit:
     user_id: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verified:
     """Whose address was verified, and their session where one could be opened."""
 

@@ -219,7 +219,7 @@ def payload(
     `internal` says whether the target may see internal comments.
     """
     hidden = bool(event.data.get("internal")) and not internal
-    shown = {name: getattr(ticket, name) for name in Ticket.__slots__ if name not in _UNSHOWN}
+    shown = {name: getattr(ticket, name) for name in Ticket.__match_args__ if name not in _UNSHOWN}
     said: dict[str, Any] = orjson.loads(
         orjson.dumps(
             {

@@ -8,7 +8,6 @@ all languages, and answered in its own.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -20,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from itdesk.desk.plaintext import plain
 from itdesk.errors import ConfigError
+from itdesk.frozen import frozen
 from itdesk.model import Category, Priority
 
 LONGEST_READ: Final = 20_000
@@ -192,7 +192,7 @@ class _Classes(_Section):
     otherwise: _Otherwise
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """How the rules classify a text; `name` is None when none of their words occur."""
 

@@ -1,7 +1,7 @@
 """Workflow rules on behalf of administrators: made, changed, ordered, tried out, looked back at."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from itdesk.desk.automation import facts_of
 from itdesk.desk.conditions import evaluate
 from itdesk.desk.rulecheck import Checked, Draft, check
 from itdesk.errors import Conflict, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Change, Entry, Event, Role, Source, Ticket, new_id
 from itdesk.store import tickets, workflow_runs, workflows
 from itdesk.store.db import Database
@@ -30,7 +31,7 @@ _EVENT_OF: Mapping[Trigger, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tried:
     """What a rule would do to a ticket now; nothing of it was done."""
 

@@ -7,7 +7,7 @@ Without a model both are made by rules, or there is none, and the answer says wh
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -20,6 +20,7 @@ from itdesk.desk.listening import hear
 from itdesk.desk.plaintext import PlainLine, cut, plain, shows_something
 from itdesk.desk.triage import KNOWLEDGE_SHARE, Cited, cited, material
 from itdesk.desk.wordlists import Wordlists
+from itdesk.frozen import frozen
 from itdesk.model import Caller, Comment, Passage, Role, Ticket
 from itdesk.runtime.clock import Clock
 from itdesk.store import comments, suggestions, tickets
@@ -67,7 +68,7 @@ REPLY: Final = Purpose(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Written:
     """A text that was written for an agent, as a suggestion; or none, and why.
 
@@ -80,7 +81,7 @@ class Written:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CustomerMaterial:
     """What a reply may be written from; TypeError for words that are not public."""
 

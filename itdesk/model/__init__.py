@@ -7,12 +7,13 @@ same objects go to plugins and, encoded field by field, out as the JSON of the A
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 from itdesk.errors import Forbidden
+from itdesk.frozen import frozen
 from itdesk.model.words import (
     PRIORITY_ALIASES as PRIORITY_ALIASES,
 )
@@ -69,7 +70,7 @@ def new_id() -> UUID:
     return UUID(int=value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Caller:
     """Who asks for something, and from where.
 
@@ -113,7 +114,7 @@ _HOLDERS = {
 SYSTEM = Caller(user_id=None, name="itdesk", role=Role.ADMIN, source=Source.SYSTEM)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class User:
     """A person with an account."""
 
@@ -129,7 +130,7 @@ class User:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ApiToken:
     """A token for scripts, without its secret; the last use is at most a minute late."""
 
@@ -142,7 +143,7 @@ class ApiToken:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SecondFactor:
     """Whether a code is asked for beside the password, and what there is instead of one."""
 
@@ -152,7 +153,7 @@ class SecondFactor:
     recovery_codes_left: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Assignee:
     """A person who can be given tickets, and how many open ones they have."""
 
@@ -163,7 +164,7 @@ class Assignee:
     open_tickets: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Project:
     """A numbered series of tickets."""
 
@@ -176,7 +177,7 @@ class Project:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class External:
     """The remote issue that a ticket mirrors; its next newer update wins over local edits."""
 
@@ -187,7 +188,7 @@ class External:
     last_synced_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ticket:
     """A request for help and what became of it."""
 
@@ -218,7 +219,7 @@ class Ticket:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Comment:
     """Something said on a ticket; an internal one is seen by agents and above only."""
 
@@ -232,7 +233,7 @@ class Comment:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attachment:
     """A file on a ticket and what the virus scan says of it."""
 
@@ -253,7 +254,7 @@ class Attachment:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One field of a ticket before and after."""
 
@@ -262,7 +263,7 @@ class Change:
     new: Any
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """One row of the journal: who did what to which ticket, and why."""
 
@@ -292,7 +293,7 @@ class Event:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LinkedIdentity:
     """An account elsewhere by which a person signs in here."""
 
@@ -305,7 +306,7 @@ class LinkedIdentity:
     last_used_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Position:
     """How far somebody has read the journal; another epoch makes every older seq meaningless."""
 
@@ -313,7 +314,7 @@ class Position:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One numbered row of the journal: an event, when it was written, and its place."""
 
@@ -322,7 +323,7 @@ class Entry:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unseen:
     """What happened on a ticket after somebody looked: a public comment, or another status."""
 
@@ -337,7 +338,7 @@ class Unseen:
     new_status: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Email:
     """A mail as operators see it; what it says stays unseen, for it may hold a way in."""
 
@@ -355,7 +356,7 @@ class Email:
     sent_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NotificationSettings:
     """Which mails about tickets somebody wants."""
 
@@ -366,7 +367,7 @@ class NotificationSettings:
     file_recalled: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HistoryEntry:
     """One line of a ticket's history."""
 
@@ -380,7 +381,7 @@ class HistoryEntry:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Passage:
     """A few lines that may help with a question: `source` and `url` say where they are from.
 

@@ -1,13 +1,14 @@
 """One piece of work in a trace, as whoever collects traces is told of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from itdesk.frozen import frozen
 
 Value = str | int | float | bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Span:
     """What was done, from when to when (nanoseconds since 1970), and whose part it is.
 

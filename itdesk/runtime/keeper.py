@@ -6,11 +6,11 @@ import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from itdesk.frozen import frozen
 from itdesk.runtime.actor import TICK, Actor
 from itdesk.runtime.clock import Backoff, Clock, Timer
 from itdesk.runtime.log import bind, get_logger, redacted
@@ -49,7 +49,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ActorStatus:
     """How an actor is, fit to be shown to anybody."""
 

@@ -14,8 +14,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import orjson
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
 
 from itdesk.runtime.actor import Actor
 from itdesk.runtime.lines import LineWriter
@@ -120,10 +118,46 @@ _bound: ContextVar[Mapping[str, object]] = ContextVar(
 _pipe = Pipe()
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
-    """Return the logger of a component: `log.info("ticket assigned", ticket=7)`."""
-    logger: FilteringBoundLogger = structlog.get_logger(component=name)
-    return logger
+class Logger:
+    """The voice of one component: `log.info("ticket assigned", ticket=7)`."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def debug(self, event: object, /, **fields: Any) -> None:
+        """Tell what only a search for a fault needs."""
+        self._tell("debug", event, fields)
+
+    def info(self, event: object, /, **fields: Any) -> None:
+        """Tell what happens in the normal course of things."""
+        self._tell("info", event, fields)
+
+    def warning(self, event: object, /, **fields: Any) -> None:
+        """Tell what somebody should look at some day."""
+        self._tell("warning", event, fields)
+
+    def error(self, event: object, /, **fields: Any) -> None:
+        """Tell what somebody should look at now; `exc_info` adds a traceback."""
+        self._tell("error", event, fields)
+
+    def exception(self, event: object, /, **fields: Any) -> None:
+        """Tell of the exception that is being handled, with its traceback."""
+        self._tell("error", event, {"exc_info": True, **fields})
+
+    def critical(self, event: object, /, **fields: Any) -> None:
+        """Tell why the process cannot go on."""
+        self._tell("critical", event, fields)
+
+    def _tell(self, level: str, event: object, fields: dict[str, Any]) -> None:
+        if LEVELS[level] >= _pipe.level:
+            _say(level, self._name, event, fields, fields.pop("exc_info", None))
+
+
+def get_logger(name: str) -> Logger:
+    """Return the logger of a component."""
+    return Logger(name)
 
 
 def register_secret(value: str) -> None:
@@ -246,16 +280,6 @@ def _exception(failure: object) -> BaseException | None:
     return failure if isinstance(failure, BaseException) else None
 
 
-def _from_structlog(_: object, method: str, fields: EventDict) -> EventDict:
-    level = "error" if method == "exception" else method
-    if LEVELS.get(level, LEVELS["info"]) >= _pipe.level:
-        given = dict(fields)
-        name, event = str(given.pop("component", "itdesk")), given.pop("event", "")
-        _say(level, name, event, given, given.pop("exc_info", None))
-    # The line is written: there is nothing left for structlog to print.
-    raise structlog.DropEvent
-
-
 def _uncaught(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
     _say("critical", "itdesk", "uncaught exception", {}, exc)
     flush(1.0)
@@ -286,8 +310,4 @@ def _one_line(line: str) -> bytes:
     return line.encode()
 
 
-# At import, so that a program which never calls configure() still prints no secret to stdout.
-structlog.configure(
-    processors=[_from_structlog], wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG)
-)
 atexit.register(flush, 1.0)

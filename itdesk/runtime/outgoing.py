@@ -5,7 +5,6 @@ means something else the next time gains nothing. Answers are not read beyond th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
 from itdesk.errors import Unavailable
+from itdesk.frozen import frozen
 from itdesk.runtime.addresses import Network, may_be_called, parsed
 
 
@@ -21,7 +21,7 @@ class AddressRefused(OSError):
     """The address is in none of the networks that may be called."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answered:
     """What a server answered: its status, and for how many seconds it wants to be left alone."""
 

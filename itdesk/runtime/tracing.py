@@ -8,9 +8,9 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
+from itdesk.frozen import frozen
 from itdesk.model.spans import Span, Value
 from itdesk.runtime.log import get_logger
 
@@ -21,7 +21,7 @@ _SAMPLED = 1
 log = get_logger("tracing")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Begun:
     """A span on its way; one that is not `sampled` is told to nobody, nor are those below it."""
 

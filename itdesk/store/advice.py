@@ -5,14 +5,15 @@ the same row. Texts hold no more than every reader of one of its tickets may kno
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from itdesk.frozen import frozen
 
 MOST_FINDINGS = 50
 MOST_RELATED = 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """A reason to recommend something, and the tickets that it rests on."""
 

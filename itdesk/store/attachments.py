@@ -6,12 +6,12 @@ database's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.model import SYSTEM, Attachment, Caller, Role, ScanReason, ScanStatus
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -42,7 +42,7 @@ def _attachment(row: Any) -> Attachment:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """One attachment in the hands of one scanner, until its lease ends."""
 

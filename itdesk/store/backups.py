@@ -1,15 +1,16 @@
 """What a backup has to know of the database, and what a restored one must forget."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
+
 PAGE = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredFile:
     """A file of a ticket whose bytes the storage must have; `sha256` is known once it is clean."""
 
@@ -21,7 +22,7 @@ class StoredFile:
     storage: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JournalFacts:
     """The journal in numbers: how much there is, how far it is numbered, and what is wrong."""
 
@@ -33,7 +34,7 @@ class JournalFacts:
     disordered: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pause:
     """Since when nothing goes out, after which backup, and whether its files are all there."""
 
@@ -43,7 +44,7 @@ class Pause:
     files_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LastRuns:
     """The newest backup that went well and the newest that did not, if any; how old the desk is."""
 

@@ -23,6 +23,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.model import Event
 from itdesk.runtime import failpoints
 from itdesk.runtime.log import get_logger
@@ -37,7 +38,7 @@ Write = Callable[[Any, Sequence[Event], Sequence[NewJob]], Awaitable[int]]
 log = get_logger("database")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """How many connections, and how many seconds each step may take."""
 

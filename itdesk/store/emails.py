@@ -5,12 +5,12 @@ added to its text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Email, MailKind, MailStatus
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -18,7 +18,7 @@ from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 MOST_LINES = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class NewEmail:
     """A mail to be, and what it is about; one with lines is a digest that more can be added to.
 
@@ -41,7 +41,7 @@ class NewEmail:
     hours: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Begun:
     """A mail in the hands of whoever sends it, with all that it says."""
 
@@ -57,7 +57,7 @@ class Begun:
     over: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Waiting:
     """How much mail is owed, and for how many seconds the oldest has been due."""
 

@@ -1,15 +1,16 @@
 """What tickets' texts mean to a model, as plain arrays of numbers: no extension is needed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
+
+from itdesk.frozen import frozen
 
 # So many of the tickets that moved last have their vectors kept up to date; older ones keep theirs.
 NEWEST = 5000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stale:
     """A ticket whose vector is missing or was made from another text than this one."""
 

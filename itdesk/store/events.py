@@ -1,13 +1,13 @@
 """The journal: every accepted change, written in the transaction that made it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.model import Change, Entry, Event, HistoryEntry, Position, Source, Unseen
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -180,7 +180,7 @@ async def after(conn: Any, seq: int, *, limit: int) -> list[Entry]:
     return [entry(row) for row in await conn.fetch(query, seq, limit)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """Which events of the journal are asked for; None asks for all."""
 

@@ -1,13 +1,15 @@
 """Second factors as rows: a sealed secret a person, hashed recovery codes, waiting sign-ins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Factor:
     """What somebody's codes are made from, which was used last, and how often one was wrong."""
 
@@ -18,7 +20,7 @@ class Factor:
     blocked_until: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Challenge:
     """A sign-in that waits for its second step; void when the person's epoch has changed."""
 

@@ -5,9 +5,9 @@ it escapes it as any other text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from itdesk.frozen import frozen
 from itdesk.store import matching, words
 from itdesk.store.matching import Asked
 
@@ -22,7 +22,7 @@ _OPEN, _CLOSE = "\x02", "\x03"
 _MARKS = r'StartSel="\x02", StopSel="\x03"'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snippet:
     """A piece of a ticket's text; `marks` are [start, length] in characters of `text`."""
 
@@ -31,7 +31,7 @@ class Snippet:
     marks: list[list[int]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facet:
     """How many of the matches have a value; `name` is what people call it."""
 
@@ -40,7 +40,7 @@ class Facet:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facets:
     """How the matches divide; unless `exact`, only the newest `counted` ones are counted."""
 

@@ -3,14 +3,15 @@
 A row names nobody: its key is a digest, so that what people mistype is not kept.
 """
 
-from dataclasses import dataclass
 from typing import Any
+
+from itdesk.frozen import frozen
 
 # A row that nobody touches for so long is forgotten, unless it locks: a lock is lifted by people.
 KEEP = "30 days"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Guess:
     """Leave to guess, or the seconds until there is; how many were wrong if this one is."""
 

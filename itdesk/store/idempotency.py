@@ -1,10 +1,11 @@
 """SQL for the answers that are kept so that a repeated request has no second effect."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Kept:
     """An answer as it was given, and the request that it was given to."""
 

@@ -5,16 +5,16 @@ for people to read. A person has one at each issuer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import LinkedIdentity
 
 _COLUMNS = "id, provider, issuer, subject, email, created_at, last_used_at"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Passage:
     """A sign-in that was begun: where the provider sends the browser back to, and what follows."""
 

@@ -1,10 +1,10 @@
 """Which stored objects rows name, and which rows name objects that a listing did not have."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import ScanStatus
 
 FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
@@ -13,7 +13,7 @@ FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 Place = tuple[UUID, UUID]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Named:
     """A file as far as its objects go."""
 

@@ -7,7 +7,7 @@ on it until then.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 
 from itdesk.errors import Conflict, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Event, new_id
 from itdesk.runtime import trace
 from itdesk.store import events as journal
@@ -32,7 +33,7 @@ class JobState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewJob:
     """A job to be; one with a problem is written as failed, for an operator to see.
 
@@ -57,7 +58,7 @@ class NewJob:
         return cls(type, orjson.dumps(dict(args)).decode(), **more)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Held:
     """One job in the hands of one worker, until its lease ends; `args` is JSON text."""
 
@@ -71,7 +72,7 @@ class Held:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Room:
     """How many more jobs of a type may be claimed, and how often each may be tried."""
 
@@ -81,7 +82,7 @@ class Room:
     outbound: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueuedJob:
     """A job as operators see it; what it was told stays unseen, for it may hold secrets."""
 

@@ -6,11 +6,12 @@ are numbered from 1970 by the database's clock, so that every daemon means the s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Count:
     """What a subject used in a period and in the one before it, at a second of the database's."""
 
@@ -22,7 +23,7 @@ class Count:
     admitted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spent:
     """What a subject used that the database does not know of yet."""
 

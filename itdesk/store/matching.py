@@ -10,14 +10,14 @@ so that PostgreSQL needs not plan them anew for each search.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import field, replace
 from datetime import datetime
-from functools import cached_property
 from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.store import narrowing, tickets, words
 from itdesk.store.narrowing import Filter, Where
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
@@ -48,7 +48,7 @@ _MOST_SORTED_AT_LAST = 15_000
 MOST_RANKED = 500
 
 
-@dataclass(frozen=True)
+@frozen
 class Asked:
     """Some tickets of a list in an order, `last` (a sort value and an id) being before them."""
 
@@ -58,6 +58,14 @@ class Asked:
     sort: str = "-created_at"
     last: Sequence[Any] | None = None
     offset: int = 0
+    words: Words | None = field(init=False, compare=False)
+    """What is searched for."""
+
+    def __post_init__(self) -> None:
+        """Read what is searched for, once for all that is made of it."""
+        q = self.wanted.q
+        words = None if q is None else Words.read(q, planned_before=self.words_alone)
+        object.__setattr__(self, "words", words)
 
     @classmethod
     def page(cls, wanted: Filter, scope: UUID | None, sort: str, window: Window) -> "Asked":
@@ -74,14 +82,7 @@ class Asked:
         # A cursor may hold any bigint.
         return cls(wanted, scope, count, sort, offset=min(max(0, skip), MOST_RANKED))
 
-    @cached_property
-    def words(self) -> Words | None:
-        """Return the words that are searched for."""
-        if self.wanted.q is None:
-            return None
-        return Words.read(self.wanted.q, planned_before=self.words_alone)
-
-    @cached_property
+    @property
     def words_alone(self) -> bool:
         """Return whether words in everybody's are all that is asked for: one plan serves them."""
         return self.scope is None and self.wanted == Filter(q=self.wanted.q)

@@ -5,13 +5,13 @@ import importlib.resources
 import re
 import time
 from collections.abc import Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import asyncpg
 
 from itdesk.errors import SchemaError
+from itdesk.frozen import frozen
 from itdesk.store import catalogue
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class SchemaTooNew(SchemaError):
     default_code = "E_SCHEMA_TOO_NEW"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SchemaStatus:
     """Which migrations a database has seen, and which this program knows."""
 
@@ -79,7 +79,7 @@ class SchemaStatus:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verification:
     """Current and expected head, and every difference between the schema and the migrations."""
 
@@ -92,7 +92,7 @@ class Verification:
         return self.status.at_head and not self.differences
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Migrated:
     """What one run of `migrate` did, and what it left undone."""
 

@@ -1,16 +1,16 @@
 """What ties tickets to a remote tracker, as rows: each function is one statement."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Category, Priority, Status
 from itdesk.remote import RemotePerson, SyncState
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KnownComment:
     """A comment that came from the remote side, as it is kept."""
 
@@ -21,7 +21,7 @@ class KnownComment:
     updated_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LocalPerson:
     """Who somebody over there is here, and whether tickets may be given to them."""
 

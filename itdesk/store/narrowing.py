@@ -5,11 +5,11 @@ from both ends, reported and assigned: a condition with OR would walk over every
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Category, Priority, Status
 
 # What a missing department is called, here and in reports.
@@ -21,7 +21,7 @@ OWN = """t.id IN (SELECT id FROM tickets WHERE reporter_id = {0}
     UNION ALL SELECT ticket_id FROM ticket_assignees WHERE user_id = {0})"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Filter:
     """What a list is narrowed to; an empty field narrows nothing."""
 

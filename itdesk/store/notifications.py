@@ -1,10 +1,10 @@
 """Who wants to be told of what, and whom a mail may go to now."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import NotificationSettings, Role, Topic
 
 # A column for each topic; who never chose wants all.
@@ -17,7 +17,7 @@ _TOPICS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reader:
     """Somebody who can get mail, and what they want to be told of."""
 

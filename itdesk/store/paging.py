@@ -7,7 +7,6 @@ A cursor is a client's word like any other. It is taken only in the one spelling
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -15,13 +14,14 @@ from uuid import UUID
 import orjson
 
 from itdesk.errors import Invalid
+from itdesk.frozen import frozen
 
 T = TypeVar("T")
 
 LONGEST_CURSOR = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Window:
     """Which part of a list is wanted, and whether to count all of it."""
 
@@ -31,7 +31,7 @@ class Window:
     count: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page(Generic[T]):
     """Part of a list; `next_cursor` leads to the next part, None is the end."""
 

@@ -1,12 +1,13 @@
 """Which runs of a schedule have begun: a row for each, whose key keeps it from beginning twice."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Run:
     """One run of a schedule."""
 

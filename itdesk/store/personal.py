@@ -5,11 +5,12 @@ may look at much: they have deadlines of their own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import orjson
+
+from itdesk.frozen import frozen
 
 PAGE = 1000
 _SECONDS = 120.0
@@ -79,7 +80,7 @@ _SECTIONS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Known:
     """A person as the desk knows them: whether there is an account, all names, all addresses."""
 
@@ -89,7 +90,7 @@ class Known:
     emails: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CleanFile:
     """A file that somebody uploaded and that may be given out."""
 

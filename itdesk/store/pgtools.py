@@ -12,11 +12,11 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from itdesk.errors import DeskError
+from itdesk.frozen import frozen
 from itdesk.store.migrations import plain_url
 
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -32,7 +32,7 @@ class ToolFailed(DeskError):
     default_code = "E_DATABASE_TOOL"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tools:
     """The programs of one PostgreSQL release."""
 

@@ -1,16 +1,16 @@
 """What was sent to a remote tracker and what it said, as rows: each function is one statement."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Comment, Role
 from itdesk.remote import Shadow
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unfinished:
     """A field that waits to be sent, since when, and whether an attempt has failed already."""
 
@@ -19,7 +19,7 @@ class Unfinished:
     failing: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Agent:
     """Somebody who may be given tickets, their account over there, and their open tickets."""
 
@@ -30,7 +30,7 @@ class Agent:
     load: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """A local ticket, the issue that it stands for, and whether one is being opened for it."""
 

@@ -1,12 +1,12 @@
 """Recommendations as rows: those that were sown, and those that were found in real tickets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.store.advice import Finding
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -31,7 +31,7 @@ class Impact(StrEnum):
     LOW = "low"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recommendation:
     """Something that would be worth doing, and the tickets that give reason to."""
 

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Priority, Status
 from itdesk.store import narrowing
 from itdesk.store.narrowing import NO_DEPARTMENT, Filter
@@ -16,7 +16,7 @@ from itdesk.store.narrowing import NO_DEPARTMENT, Filter
 MOST_PEOPLE = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Counted:
     """How many tickets there are of one status, priority and department."""
 
@@ -26,7 +26,7 @@ class Counted:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Activity:
     """One thing that happened on a ticket."""
 
@@ -39,7 +39,7 @@ class Activity:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UserActivity:
     """What one person did in a period; `query` lists the tickets that they reported in it."""
 
@@ -51,7 +51,7 @@ class UserActivity:
     query: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trend:
     """One day: tickets opened, closed, open at its end; medians are of those acted on or closed."""
 
@@ -225,10 +225,13 @@ async def trends(conn: Any, since: date, until: date, *, project: str | None) ->
             FROM tickets
             WHERE created_at < ($2::date + 1)::timestamp AT TIME ZONE 'UTC'
               AND (closed_at IS NULL OR closed_at >= $1::date::timestamp AT TIME ZONE 'UTC'
-                   OR created_at >= $1::date::timestamp AT TIME ZONE 'UTC')
+                   OR created_at >= $1::date::timestamp AT TIME ZONE 'UTC'
+                   OR first_action_at >= $1::date::timestamp AT TIME ZONE 'UTC')
               AND ($3::text IS NULL OR project_id = (SELECT id FROM projects WHERE key = $3))
         ), before AS (
-            SELECT count(*) AS open FROM mine WHERE created < $1
+            -- One that was closed before is there for what was done first on it since.
+            SELECT count(*) AS open FROM mine
+            WHERE created < $1 AND (closed IS NULL OR closed >= $1)
         ), opened AS (
             SELECT created AS day, count(*) AS n FROM mine WHERE created >= $1 GROUP BY 1
         ), ended AS (

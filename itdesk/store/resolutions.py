@@ -1,12 +1,13 @@
 """How tickets were solved, found by the words of a new one: each function is one statement."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Solved:
     """A closed ticket and how it was solved."""
 

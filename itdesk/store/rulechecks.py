@@ -1,14 +1,14 @@
 """What rules refer to, as rows: people and projects by the names that a rule gives them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Role
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Named:
     """A person, where to write to, and whether they can be given tickets now."""
 

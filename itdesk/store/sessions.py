@@ -5,17 +5,17 @@ child that is born while the family is revoked is dead, and a session's state is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 from itdesk.model import Grant, Role
 
 ENDLESS = datetime.max.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RefreshToken:
     """A refresh token and where its family stands."""
 
@@ -29,7 +29,7 @@ class RefreshToken:
     child_is_unused: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Session:
     """A session, or an API token, that lives, and whose it is now.
 

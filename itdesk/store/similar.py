@@ -6,7 +6,6 @@ with two of the most telling ones, then with any. A statement that takes too lon
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
 from typing import Any
@@ -14,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from itdesk.frozen import frozen
 from itdesk.model import Category, Status
 from itdesk.store import matching
 from itdesk.store.matching import Asked
@@ -38,7 +38,7 @@ _DULL = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Likeness:
     """A ticket that comes into question: its title's words, and those shared with all of ours."""
 
@@ -53,7 +53,7 @@ class Likeness:
     shared: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wording:
     """The words of one ticket as the search knows them: of its title, and of all it asks."""
 

@@ -1,9 +1,10 @@
 """The numbers of each day: how many tickets there were, by status and by priority."""
 
-from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
+
+from itdesk.frozen import frozen
 
 _COLUMNS = """
     id, date, total, open, triaged, in_progress, blocked, closed, critical_count, high_count,
@@ -11,7 +12,7 @@ _COLUMNS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DailyStats:
     """How many tickets there were on a day (UTC), when they were last counted."""
 

@@ -1,13 +1,14 @@
 """Suggestions as rows: one open of each kind on a ticket, and what people decided."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Category, Priority, new_id
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -37,7 +38,7 @@ class SuggestionState(StrEnum):
     REVERTED = "reverted"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewSuggestion:
     """Something to suggest."""
 
@@ -49,7 +50,7 @@ class NewSuggestion:
     id: UUID = field(default_factory=new_id)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Suggestion:
     """Something that a person may accept or reject, for agents and above only."""
 
@@ -69,7 +70,7 @@ class Suggestion:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Precision:
     """How often suggestions of one kind and category were right, of those that were decided.
 

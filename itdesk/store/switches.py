@@ -1,12 +1,13 @@
 """Which plugins somebody switched on or off while the desk works: a row each."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from itdesk.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Switch:
     """What was said of a plugin last: whether it is on, by whom, and the how many-th time."""
 

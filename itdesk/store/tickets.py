@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Category, Event, External, Priority, Role, Status, Ticket
 from itdesk.store import jobs as queue
 from itdesk.store.failures import Contention
@@ -182,7 +182,7 @@ async def create(
     return queue.queued(tag)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Taken:
     """What a ticket will be known by, and since when."""
 

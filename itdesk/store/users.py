@@ -5,13 +5,14 @@ hash, and no account leaves the services.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from itdesk.errors import Conflict, NotFound
+from itdesk.frozen import frozen
 from itdesk.model import Assignee, Caller, Change, Event, Role, User
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
@@ -21,7 +22,7 @@ _COLUMNS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Account:
     """A person with what they sign in by; the epoch changes when earlier proofs become void."""
 

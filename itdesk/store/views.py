@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,9 +9,10 @@ from uuid import UUID
 import asyncpg
 
 from itdesk.errors import Conflict, NotFound
+from itdesk.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SavedView:
     """A query of GET /tickets under a name; a shared one is there for everybody."""
 

@@ -7,7 +7,8 @@ Statements that use these conditions have `values` as their first parameters.
 """
 
 import re
-from dataclasses import dataclass
+
+from itdesk.frozen import frozen
 
 # Letters only: numbers, serials and host names are searched whole.
 _LAST = re.compile(r"(?:^|\s)([^\W\d_]{2,40})$")
@@ -15,7 +16,7 @@ _KEY = re.compile(r"\s*([A-Za-z][A-Za-z0-9]{1,9}-[0-9]{0,18})\s*", re.ASCII)
 _EITHER = re.compile(r"\bor\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Words:
     """A search: its whole words, the one that may go on, and the beginning of a key."""
 

@@ -1,19 +1,20 @@
 """What rules did, as rows: at most one for each rule and event, whoever works and however often."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
+from itdesk.frozen import frozen
 from itdesk.model import Entry, Role, new_id
 from itdesk.store import events
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewRun:
     """What came of one rule and one event."""
 
@@ -29,7 +30,7 @@ class NewRun:
     id: UUID = field(default_factory=new_id)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkflowRun:
     """One look of a rule at an event: whether its conditions held, why, and what it did."""
 
@@ -47,7 +48,7 @@ class WorkflowRun:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cause:
     """Where an event comes from: how many rules lie between it and what somebody else did."""
 
@@ -195,7 +196,9 @@ async def list_page(
     rows = await conn.fetch(
         query, rule_id, ticket_id, matched, before, last, window.limit + 1, window.offset
     )
-    found = [WorkflowRun(**{name: row[name] for name in WorkflowRun.__slots__}) for row in rows]
+    found = [
+        WorkflowRun(**{name: row[name] for name in WorkflowRun.__match_args__}) for row in rows
+    ]
     return Page.cut(found, window.limit, lambda run: encode_cursor(_SORT, run.created_at, run.id))
 
 

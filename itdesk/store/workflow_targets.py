@@ -1,7 +1,6 @@
 """Addresses that rules may call, as rows; a secret is written, and read only to sign with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,10 +8,11 @@ from uuid import UUID
 import asyncpg
 
 from itdesk.errors import Conflict, NotFound
+from itdesk.frozen import frozen
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkflowTarget:
     """An address that rules may call; its secret is never shown."""
 
@@ -28,7 +28,7 @@ _TARGET = "id, name, url, internal_comments, created_at, updated_at"
 
 
 def _target(row: Any) -> WorkflowTarget:
-    return WorkflowTarget(**{name: row[name] for name in WorkflowTarget.__slots__})
+    return WorkflowTarget(**{name: row[name] for name in WorkflowTarget.__match_args__})
 
 
 def _name_taken() -> Conflict:

@@ -1,13 +1,13 @@
 """Rules and webhook targets as rows; a target's secret is written, and read only to sign with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from itdesk.errors import NotFound
+from itdesk.frozen import frozen
 from itdesk.store.paging import Page, Window, decode_cursor, encode_cursor
 
 
@@ -21,7 +21,7 @@ class Trigger(StrEnum):
     UNCHANGED_FOR = "unchanged_for"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkflowRule:
     """A rule: when its trigger fires and its conditions hold, its actions are done."""
 
@@ -47,7 +47,7 @@ _SORT = "position"
 
 
 def _rule(row: Any) -> WorkflowRule:
-    known = {name: row[name] for name in WorkflowRule.__slots__ if name != "trigger"}
+    known = {name: row[name] for name in WorkflowRule.__match_args__ if name != "trigger"}
     return WorkflowRule(trigger=Trigger(row["trigger"]), **known)
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from itdesk.api.payload import QueryReader
@@ -214,7 +214,15 @@ async def test_reports_count_the_tickets_of_their_days_and_project(
             assert await _listed(bench, manager, one.query) == one.count
 
 
+# The reporter closes it, and then an agent says something.
+_ACTED_ON_LATER = (
+    Status.CLOSED, Priority.LOW, DEPARTMENTS[0], PROJECTS[0], 0, None,
+    datetime(2026, 1, 2, 1, tzinfo=UTC), 86_400, 3_600,
+)  # fmt: skip
+
+
 @_SETTINGS
+@example(drawn=[_ACTED_ON_LATER], since=date(2026, 1, 3), days=1)
 @given(drawn=TICKETS, since=st.dates(date(2025, 12, 30), date(2026, 1, 8)), days=st.integers(1, 9))
 async def test_trends_are_those_of_a_second_computation(
     bench: Bench,
