@@ -157,21 +157,24 @@ class Exchanges:
         # The query may hold codes, and a signed path is a key by itself: neither is written down.
         secret = route is not None and route.who is Who.SIGNATURE
         caller = exchange.caller
+        path = template if secret else _printable(request.rel_url.raw_path)
+        address, agent = exchange.peer.address, request.headers.get(hdrs.USER_AGENT, "")
+        agent = _printable(agent[:200])
         line = {
             "request_id": exchange.request_id,
             "method": method,
-            "path": template if secret else _printable(request.rel_url.raw_path),
+            "path": path,
             "route": template,
             "status": status,
             "seconds": round(seconds, 6),
             "bytes": size,
-            "address": exchange.peer.address,
+            "address": address,
             "user": caller.user_id if caller is not None else None,
-            "agent": _printable(request.headers.get(hdrs.USER_AGENT, "")[:200]),
+            "agent": agent,
         }
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
-        log.access_line(line)
+        log.access_line(line, f"{method} {path} {address} {agent} {exchange.request_id}")
         if exchange.span is not None and status != 101:
             said = _said(key, exchange)
             name = f"{key[0]} {template}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
@@ -131,15 +131,11 @@ class Redactor:
 
     def suspicious(self, line: str) -> bool:
         """Tell, cheaply, whether a rendered line may hold something that `text` would mask."""
-        # Two plain loops: this runs for every line, and generators would double its cost.
-        lowered = line.lower()
-        for hint in _HINTS:
-            if hint in lowered:
-                return True
-        for secret in self._encoded:
-            if secret in line:
-                return True
-        return False
+        return _holds(line, self._encoded)
+
+    def masks(self, text: str) -> bool:
+        """Tell, as cheaply, whether `text` may mask something of a text that is not rendered."""
+        return _holds(text, self._secrets)
 
     def quick(self, text: str) -> str:
         """Return the text fit for any encoder, masked only where clipping could split a secret."""
@@ -162,6 +158,18 @@ class Redactor:
             text = _HEADER.sub(rf"\1{MASK}", text)
             text = _ASSIGNED.sub(rf"\1{MASK}", text)
         return clip(text)
+
+
+def _holds(text: str, secrets: Sequence[str]) -> bool:
+    # Two plain loops: this runs for every line, and generators would double its cost.
+    lowered = text.lower()
+    for hint in _HINTS:
+        if hint in lowered:
+            return True
+    for secret in secrets:
+        if secret in text:
+            return True
+    return False
 
 
 def _forms(secret: str) -> Iterable[str]:

@@ -842,6 +842,19 @@ async def test_access_line(server: Server) -> None:
     assert "secret" not in str(server.lines()) and token not in str(server.lines())
 
 
+@pytest.mark.parametrize("place", ["path", "agent", "address", "request id"])
+async def test_what_a_client_writes_is_masked_wherever_it_writes_it(
+    server: Server, place: str
+) -> None:
+    token = "itdesk_pat_" + "k7Jd8f2LmQ" * 4
+    headers = {"agent": "User-Agent", "address": "X-Forwarded-For", "request id": "X-Request-ID"}
+    path = f"/api/v1/{token}" if place == "path" else "/api/v1/nothing"
+    said = {headers[place]: token} if place in headers else {}
+    await server.ask("GET", path, headers=said)
+    assert server.lines()[-1]["event"] == "request"
+    assert token not in str(server.lines())
+
+
 async def test_signed_paths_are_not_written_down(server: Server) -> None:
     assert (await server.ask("GET", "/api/v1/storage/s3cr3t-signature")).status == 200
     assert "s3cr3t" not in str(server.lines())

@@ -203,6 +203,7 @@ CHANNELS: dict[str, Callable[[str], object]] = {
     "chained": _log_chained,
     "stdlib": lambda s: logging.getLogger("asyncpg").warning("dsn %s", s, extra={"more": s}),
     "access": lambda s: logs.access_line({"path": "/x", "agent": s}),
+    "access, as said": lambda s: logs.access_line({"path": "/x", "agent": s}, f"/x {s}"),
     "long": lambda s: log.info("x", value="." * (6_000 - len(s) // 2) + s + "." * 9_000),
     "very long": lambda s: log.info("x", value="." * 99_990 + s + "." * 150_000 + s),
     "bound": lambda s: _log_bound(s),
