@@ -24,8 +24,8 @@ from tests.support.slow_clients import WAYS, endure
 from tests.support.stream import following
 
 SECONDS = float(os.environ.get("ITDESK_SOAK_SECONDS", "1800"))
-# Caches are bounded: what they may still grow by once they have been in use for a third of it.
-GROWTH_KIB = 16 * 1024
+# Caches are bounded: what it may still grow by once they have been in use for a third of it.
+GROWTH = 1.05
 CLOCK = Clock()
 
 # A drop-in plugin may count what it likes: here, the tasks of the daemon's loop.
@@ -132,7 +132,7 @@ async def _mixed(live: Live, people: list[Person]) -> AsyncIterator[None]:
 
 @pytest.mark.slow
 async def test_the_process_does_not_grow(pg_server: Server, clamd: Clamd, tmp_path: Path) -> None:
-    """P-01: RSS flat under mixed load, and no file, thread or task left when it is over."""
+    """P-01, T9: RSS flat under mixed load, and no file, thread or task left when it is over."""
     directory = tmp_path / "plugins.d"
     directory.mkdir(mode=0o755)
     (directory / "tasks.py").write_text(COUNTING)
@@ -140,6 +140,8 @@ async def test_the_process_does_not_grow(pg_server: Server, clamd: Clamd, tmp_pa
     config = tmp_path / "itdesk.toml"
     config.write_text(f'plugin_host.directories = ["{directory}"]\n[plugins.tasks]\n')
     env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES,
+           # Who signed in at the beginning stays so until the end.
+           "ITDESK_AUTH__ACCESS_TOKEN_EXPIRE_MINUTES": str(int(SECONDS / 60) + 60),
            "ITDESK_CONFIG": str(config)}  # fmt: skip
     async with started(pg_server, **env) as live:
         people = [await live.person("agent") for _ in range(6)]
@@ -153,10 +155,11 @@ async def test_the_process_does_not_grow(pg_server: Server, clamd: Clamd, tmp_pa
         after = await _settled(live)
     thirds = [sizes[n * len(sizes) // 3 : (n + 1) * len(sizes) // 3] for n in range(3)]
     typical = [sorted(size.rss_kib for size in third)[len(third) // 2] for third in thirds]
+    print("RSS MiB", *(f"{size.rss_kib / 1024:.1f}" for size in sizes))
     print(f"{SECONDS:.0f} s, {len(crew.calls)} calls; RSS {rest.rss_kib} KiB at rest, then"
           f" {typical}; {after.rss_kib} KiB at rest; {rest} and {after}")  # fmt: skip
     assert [call.status for call in crew.calls if not call.acknowledged] == []
-    assert typical[2] - typical[1] <= GROWTH_KIB
+    assert typical[2] <= GROWTH * typical[1]
     assert after.files <= rest.files + 8
     # Pools of threads are made when they are first needed, and then stay.
     most = [max(size.threads for size in third) for third in thirds]
