@@ -18,13 +18,10 @@ from itdesk import archives
 from itdesk.hookspecs import Verdict
 from itdesk.model import ScanReason
 
+from .eicar import eicar
+
 MIB = 1 << 20
 _DEEP = 110  # levels; clamd's own default for MaxRecursion is 17
-
-
-def eicar() -> bytes:
-    """Return the test file of all virus scanners, in pieces so that this file is not one."""
-    return b"X5O!P%@AP[4\\PZX54(P^)7CC)7}" + b"$EICAR-STANDARD" + b"-ANTIVIRUS-TEST-FILE!$H+H*"
 
 
 @dataclass(frozen=True, slots=True)

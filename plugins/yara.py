@@ -23,7 +23,7 @@ from itdesk.errors import Unavailable
 from itdesk.hookspecs import Health, ScanEngine, Verdict, hookimpl
 from itdesk.model import ScanReason
 
-from .clamav_probe import eicar
+from .eicar import eicar
 
 _SHIPPED = Path(str(files("itdesk_etc"))) / "yara"
 

@@ -14,7 +14,9 @@ TELLING = {"PYTHONPROFILEIMPORTTIME": "1"}
 HEAVY = {"aiohttp", "asyncpg", "bcrypt", "cryptography", "psycopg", "yoyo"}
 MIGRATING = {"psycopg", "yoyo"}
 # What plugins need that are off, and what no part of the daemon needs at all.
-UNUSED = {"aiobotocore", "aiosmtplib", "botocore", "opentelemetry", "requests", "yara_x"}
+UNUSED = {
+    "aiobotocore", "aiosmtplib", "botocore", "opentelemetry", "requests", "tarfile", "yara_x",
+}  # fmt: skip
 
 
 def _imported(told: str) -> set[str]:

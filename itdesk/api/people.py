@@ -1,6 +1,5 @@
 """A person's data over REST: everything as one archive, or their name gone for good."""
 
-import tarfile
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -8,7 +7,8 @@ from aiohttp import web
 from itdesk.api.route import NO_CONTENT, Call, Reply, Route, Who
 from itdesk.desk.people import Part
 
-_BLOCK = tarfile.BLOCKSIZE
+# Of tar.
+_BLOCK = 512
 
 
 async def export(call: Call) -> web.StreamResponse:
@@ -34,6 +34,8 @@ async def export(call: Call) -> web.StreamResponse:
 
 async def _tar(part: Part) -> AsyncIterator[bytes]:
     """Yield a part as tar has it: a header, its bytes, and zeroes up to a whole block."""
+    import tarfile  # imported here: few desks are ever asked for somebody's data
+
     info = tarfile.TarInfo(part.name)
     info.size, info.mode = part.size, 0o600
     yield info.tobuf(tarfile.PAX_FORMAT)

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable
 
 from itdesk.runtime.actor import Actor
+from itdesk.runtime.libraries import forget_libraries
 
 PERIOD_SECONDS = 10.0
 
@@ -37,6 +38,10 @@ class MemoryReturn(Actor):
     name = "memory-return"
     period = PERIOD_SECONDS
     critical = False
+
+    async def setup(self) -> None:
+        """Give back what only the start read of the libraries."""
+        forget_libraries()
 
     async def handle(self, message: object) -> None:
         """Give back, in a thread: after a rush that is many pages."""
