@@ -124,7 +124,12 @@ async def _start(
     supervisor = _actors(desk, hub, embedded)
     dispatcher = Dispatcher(desk, await all_routes(desk), hub)
     desk.switchboard.reroute = lambda: dispatcher.serve(table(desk))
-    server = HttpServer(dispatcher, settings.server, desk.clock, sockets=fds, farewell=hub.dismiss)
+
+    async def farewell() -> None:
+        await hub.dismiss()
+        desk.db.last_calls()
+
+    server = HttpServer(dispatcher, settings.server, desk.clock, sockets=fds, farewell=farewell)
     reloader = Reloader(desk, server, read)
     supervisor.add(reloader)
     await server.start()

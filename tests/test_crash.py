@@ -4,7 +4,6 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -14,18 +13,6 @@ from tests.support.daemon import SMALL_FILES, Answer, Live, lasting_port, starte
 from tests.support.history import violations
 from tests.support.load import Call, Crew, eventually, working
 from tests.support.postgres import Server
-
-
-@pytest.fixture
-async def durable() -> AsyncIterator[Server]:
-    """A PostgreSQL that keeps what it acknowledged."""
-    server = Server(durable=True)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
-        server.remove()
 
 
 def _worked(call: Call) -> bool:
@@ -51,7 +38,7 @@ async def _at_rest(live: Live) -> None:
     ("kills", "clients", "rate"), [(8, 16, 100), pytest.param(50, 32, 200, marks=pytest.mark.slow)]
 )
 async def test_a_killed_daemon_loses_nothing_that_it_acknowledged(
-    durable: Server, clamd: Clamd, kills: int, clients: int, rate: float
+    durable_pg_server: Server, clamd: Clamd, kills: int, clients: int, rate: float
 ) -> None:
     """R-01, R-14: kills at random moments of the same load; the history checker finds nothing."""
     dice = random.Random(kills)
@@ -61,7 +48,7 @@ async def test_a_killed_daemon_loses_nothing_that_it_acknowledged(
         "ITDESK_SCANNER__LEASE_SECONDS": "2",
         **SMALL_FILES,
     }
-    async with started(durable, **env) as live:
+    async with started(durable_pg_server, **env) as live:
         await asyncio.to_thread(live.daemon.stop)
         live.daemon.port = lasting_port()
         await asyncio.to_thread(live.daemon.start)

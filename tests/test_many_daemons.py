@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.support.clamd import Clamd
-from tests.support.daemon import SMALL_FILES, Live, Person, make_daemon, running
+from tests.support.daemon import SMALL_FILES, Live, Person, make_daemon, running, wait
 from tests.support.load import eventually
 from tests.support.postgres import Server
 from tests.support.stream import following
@@ -42,6 +42,16 @@ async def desks(
         await pg_server.drop(url)
 
 
+@pytest.fixture(scope="module")
+def trio(pg_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Live]]:
+    """Three daemons that no test stops, with a schedule that is always due."""
+    folder = tmp_path_factory.mktemp("trio")
+    _make_reachable(folder)
+    lending = desks(pg_server, folder, 3, ITDESK_SCHEDULER__DAILY_STATS_SECONDS="1")
+    yield wait(lending.__aenter__())
+    wait(lending.__aexit__(None, None, None))
+
+
 def _at(person: Person, live: Live) -> Person:
     """Return the same person, talking to another daemon."""
     return Person(live.url, person.token, person.id, person.email, person.refresh_token)
@@ -55,13 +65,11 @@ async def _rows(live: Live, query: str, *values: Any) -> list[Any]:
         await conn.close()
 
 
-async def test_what_happens_at_one_is_seen_at_all_in_one_order(
-    pg_server: Server, tmp_path: Path
-) -> None:
+async def test_what_happens_at_one_is_seen_at_all_in_one_order(trio: list[Live]) -> None:
     """P-06 across three daemons: each stream carries every event, once, in the same order."""
-    async with desks(pg_server, tmp_path, 3) as lives, AsyncExitStack() as stack:
-        agent = await lives[0].person("agent")
-        people = [_at(agent, live) for live in lives]
+    async with AsyncExitStack() as stack:
+        agent = await trio[0].person("agent")
+        people = [_at(agent, live) for live in trio]
         streams = [
             await stack.enter_async_context(following(person, subscribe=False)) for person in people
         ]
@@ -107,21 +115,21 @@ async def test_a_client_of_a_killed_daemon_goes_on_at_another(
         assert before + after == list(range(2, 12)) or before + after == list(range(1, 12))
 
 
-async def test_who_is_switched_off_at_one_is_out_at_all(pg_server: Server, tmp_path: Path) -> None:
+async def test_who_is_switched_off_at_one_is_out_at_all(trio: list[Live]) -> None:
     """S-31 across daemons: deactivation reaches requests and open streams of the other in 5 s."""
-    async with desks(pg_server, tmp_path, 2) as (first, second):
-        agent = await first.person("agent")
-        there = _at(agent, second)
-        assert (await there.get("/auth/me")).status == 200
-        async with following(there, subscribe=False) as stream:
-            await stream.subscribe()
-            (await first.admin.patch(f"/users/{agent.id}", {"is_active": False})).expect(200)
+    first, second, _ = trio
+    agent = await first.person("agent")
+    there = _at(agent, second)
+    assert (await there.get("/auth/me")).status == 200
+    async with following(there, subscribe=False) as stream:
+        await stream.subscribe()
+        (await first.admin.patch(f"/users/{agent.id}", {"is_active": False})).expect(200)
 
-            async def refused() -> bool:
-                return (await there.get("/auth/me")).status == 401
+        async def refused() -> bool:
+            return (await there.get("/auth/me")).status == 401
 
-            assert await eventually(refused, seconds=10) <= 5
-            assert await stream.end(seconds=10) == 4401
+        assert await eventually(refused, seconds=10) <= 5
+        assert await stream.end(seconds=10) == 4401
 
 
 async def test_a_scanner_frozen_past_its_lease_writes_nothing_when_it_wakes(
@@ -166,30 +174,30 @@ async def test_a_scanner_frozen_past_its_lease_writes_nothing_when_it_wakes(
             assert len([p for p in (tmp_path / "uploads/clean").rglob("*") if p.is_file()]) == 1
 
 
-async def test_a_schedule_runs_once_however_many_daemons_there_are(
-    pg_server: Server, tmp_path: Path
-) -> None:
+async def test_a_schedule_runs_once_however_many_daemons_there_are(trio: list[Live]) -> None:
     """S2-47 across three daemons: one run for each due time, each done by one of them."""
-    env = {"ITDESK_SCHEDULER__DAILY_STATS_SECONDS": "1"}
-    async with desks(pg_server, tmp_path, 3, **env) as lives:
-        runs = """SELECT name, due_at, count(*) AS times FROM periodic_runs
-                  WHERE name = 'daily_stats' AND finished_at IS NOT NULL GROUP BY 1, 2"""
+    runs = """SELECT name, due_at, count(*) AS times FROM periodic_runs
+              WHERE name = 'daily_stats' AND finished_at IS NOT NULL GROUP BY 1, 2"""
 
-        async def several() -> bool:
-            return len(await _rows(lives[0], runs)) >= 4
+    async def several() -> bool:
+        return len(await _rows(trio[0], runs)) >= 4
 
-        await eventually(several, seconds=30)
-        assert {row["times"] for row in await _rows(lives[0], runs)} == {1}
-        jobs = "SELECT type, attempts FROM jobs WHERE type LIKE '%daily_stats%' AND state = 'done'"
-        assert {row["attempts"] for row in await _rows(lives[0], jobs)} <= {1}
-        (stats,) = await _rows(lives[0], "SELECT count(*) AS n FROM daily_stats")
-        assert stats["n"] in (1, 2)  # two, should midnight pass meanwhile
+    await eventually(several, seconds=30)
+    assert {row["times"] for row in await _rows(trio[0], runs)} == {1}
+    jobs = "SELECT type, attempts FROM jobs WHERE type LIKE '%daily_stats%' AND state = 'done'"
+    assert {row["attempts"] for row in await _rows(trio[0], jobs)} <= {1}
+    (stats,) = await _rows(trio[0], "SELECT count(*) AS n FROM daily_stats")
+    assert stats["n"] in (1, 2)  # two, should midnight pass meanwhile
 
 
 @pytest.fixture(autouse=True)
 def _reachable(tmp_path: Path) -> None:
+    _make_reachable(tmp_path)
+
+
+def _make_reachable(folder: Path) -> None:
     """Nobody but us needs the shared files, but they must be there."""
-    (tmp_path / "uploads").mkdir()
+    (folder / "uploads").mkdir()
 
 
 def _signal(live: Live, how: signal.Signals) -> None:

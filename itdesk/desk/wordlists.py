@@ -21,6 +21,7 @@ from itdesk.desk.plaintext import plain
 from itdesk.errors import ConfigError
 from itdesk.frozen import frozen
 from itdesk.model import Category, Priority
+from itdesk.runtime import nesting
 
 LONGEST_READ: Final = 20_000
 _LANGUAGE = re.compile(r"[a-z]{2,3}\.toml")
@@ -262,12 +263,12 @@ def _names(place: Traversable | Path, problems: list[str]) -> list[str]:
 
 def _read(path: Traversable | Path, model: type[Any], problems: list[str]) -> Any:
     try:
-        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return model.model_validate(nesting.toml(path.read_text(encoding="utf-8")))
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, error["loc"]))
         problems.append(f"{path.name}: {where}: {error['msg']}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, nesting.TooDeep) as exc:
         problems.append(f"{path.name}: {exc}")
     except OSError as exc:
         problems.append(f"{path.name} cannot be read: {exc.strerror}")

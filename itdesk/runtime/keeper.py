@@ -143,7 +143,7 @@ class Keeper:
                 if self._stop_by is None:
                     await self._recover(exc)
                 else:
-                    log.error("crashed while stopping", exc_info=exc)
+                    self._report("crashed while stopping", exc)
             if self._stop_by is not None and not self.finished:
                 self._finish(State.STUCK if self.abandoned else State.STOPPED)
 
@@ -205,7 +205,7 @@ class Keeper:
         try:
             await self._supervise("teardown", self.actor.teardown())
         except Exception as exc:  # noqa: BLE001 - the next life must begin, the stop must go on
-            log.error("teardown failed", exc_info=exc)
+            self._report("teardown failed", exc)
 
     def _tick(self) -> None:
         if self.actor.period is not None:
@@ -315,6 +315,13 @@ class Keeper:
         until = self._clock.monotonic() + delay
         while self._stop_by is None and (left := until - self._clock.monotonic()) > _TOLERANCE:
             await self._wait(left)
+
+    def _report(self, event: str, failure: Exception) -> None:
+        """Log what nothing follows from; an outage is nobody's bug, and has no traceback."""
+        if _is_outage(failure, self._outages):
+            log.warning(event, reason=describe(failure))
+        else:
+            log.error(event, exc_info=failure)
 
     def _too_often(self) -> bool:
         # Counted in time spent running: the waits between six crashes alone exceed the window.

@@ -37,6 +37,12 @@ class Begun:
         """Return what work that follows from this belongs to."""
         return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
 
+    @property
+    def above(self) -> str | None:
+        """Return what this itself belongs to, if it began no trace."""
+        parent = self.parent_id
+        return f"00-{self.trace_id}-{parent}-{int(self.sampled):02x}" if parent else None
+
 
 class Tracing:
     """Who is told of spans."""

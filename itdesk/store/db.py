@@ -23,6 +23,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from itdesk.errors import Unavailable
 from itdesk.frozen import frozen
 from itdesk.model import Event
 from itdesk.runtime import failpoints
@@ -34,6 +35,9 @@ from itdesk.store.jobs import NewJob
 Connection = asyncpg.Connection
 Listener = Callable[[Sequence[Event]], None]
 Write = Callable[[Any, Sequence[Event], Sequence[NewJob]], Awaitable[int]]
+
+# A server that listens hangs up within milliseconds of being told.
+HANG_UP_SECONDS = 0.5
 
 log = get_logger("database")
 
@@ -108,23 +112,31 @@ class Database:
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._open = 0
         self._closed = False
+        self._ending = False
+        self._silent = self._ending
         self._complained_at: float | None = None
         self._unsynced: Database | None = None
         self._settings: Mapping[str, str] = settings or {}
 
+    def last_calls(self) -> None:
+        """From now on do not ask a server again that once did not answer: it holds up the end."""
+        self._ending = True
+        if self._unsynced is not None:
+            self._unsynced.last_calls()
+
     async def close(self) -> None:
         """Close every idle connection; those in use are closed as they come back."""
         self._closed = True
-        if self._unsynced is not None:
-            await self._unsynced.close()
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(outage("The database is being closed."))
         # Side by side: a server that does not answer shall hold up the end only once.
         async with asyncio.TaskGroup() as group:
+            if self._unsynced is not None:
+                group.create_task(self._unsynced.close())
             while self._idle:
-                group.create_task(_close(self._idle.pop(), self.limits.connect_seconds))
+                group.create_task(_close(self._idle.pop()))
 
     @property
     def in_use(self) -> int:
@@ -247,7 +259,17 @@ class Database:
             self._complained_at = None
             log.info("database reached again")
 
+    def _unanswered(self) -> None:
+        """Take note that the server let a deadline pass; those who wait need not find out."""
+        self._silent = self._ending
+        while self._silent and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(_given_up())
+
     async def _acquire(self) -> Any:
+        if self._silent:
+            raise _given_up()
         while self._idle:
             conn = self._idle.pop()
             if not conn.is_closed():
@@ -293,7 +315,9 @@ class Database:
             except BaseException:
                 conn.terminate()
                 raise
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, TimeoutError):
+                self._unanswered()
             self._forget()
             raise
         return conn
@@ -326,6 +350,10 @@ class Database:
 def _give_up(waiter: "asyncio.Future[Any]") -> None:
     if not waiter.done():
         waiter.set_exception(TimeoutError())
+
+
+def _given_up() -> Unavailable:
+    return outage("The database does not answer, and this daemon is being stopped.")
 
 
 def _no_jobs(events: Sequence[Event]) -> Sequence[NewJob]:
@@ -366,9 +394,9 @@ def _is_usable(conn: Any, exc: BaseException | None = None) -> bool:
     return _is_settled(conn, exc) and not conn.is_in_transaction()
 
 
-async def _close(conn: Any, seconds: float) -> None:
+async def _close(conn: Any) -> None:
     try:
-        await conn.close(timeout=seconds)
+        await conn.close(timeout=HANG_UP_SECONDS)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         conn.terminate()
 
@@ -398,6 +426,8 @@ class _Loan:
     ) -> None:
         # The loan is returned whatever happens; one whose state is unknown (an answer is still
         # owed, or the transaction could not be ended) is never lent again.
+        if isinstance(exc, TimeoutError):
+            self._db._unanswered()
         self._db._release(self._conn, usable=_is_usable(self._conn, exc))
         if exc is None:
             self._db._relieve()

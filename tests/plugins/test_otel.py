@@ -24,6 +24,7 @@ from tests.support.desk import bench_on
 from tests.support.load import eventually
 from tests.support.otlp import Collector, Mode, collecting
 from tests.support.postgres import Server
+from tests.support.stream import following
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TITLE = "Very private printer"
@@ -184,6 +185,47 @@ async def test_a_trace_that_is_not_sampled_is_left_out_whole(
 
     await eventually(is_done, seconds=20)
     assert other not in {one.trace_id for one in collector.spans}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_chat_of_a_websocket_is_a_span(desk: tuple[Live, Collector]) -> None:
+    """Below what the websocket came with, as the websocket itself would be: it may last for days.
+
+    Its log line belongs to the same trace.
+    """
+    live, collector = desk
+    other = "2" * 32
+    given = {"traceparent": f"00-{other}-{PARENT}-01"}
+    said = [{"role": "user", "content": TITLE}]
+    async with following(live.admin, subscribe=False, headers=given) as stream:
+        for number in ("1", "2"):
+            await stream.send(type="chat", id=number, messages=said)
+            await stream.until("chat.done")
+        request_id = stream.ws._response.headers["X-Request-ID"]
+    async with following(live.admin, subscribe=False) as stream:
+        await stream.send(type="chat", id="3", messages=said)
+        await stream.until("chat.done")
+
+    async def are_told() -> bool:
+        return len(collector.named("chat")) == 3
+
+    await eventually(are_told, seconds=20)
+    chats = collector.named("chat")
+    below = [one for one in chats if one.trace_id == other]
+    (alone,) = [one for one in chats if one not in below]
+    assert {one.parent_id for one in below} == {PARENT} and alone.parent_id == ""
+    assert len({one.span_id for one in chats}) == 3 and {one.kind for one in chats} == {2}
+    assert below[0].attributes == {
+        "itdesk.chat.outcome": "done", "itdesk.request_id": request_id
+    }  # fmt: skip
+    assert not any(one.failed for one in chats)
+    assert not collector.named("GET /ws/{client_id}")
+
+    async def are_logged() -> bool:
+        lines = [x for x in live.daemon.lines() if x.get("event") == "chat ended"]
+        return [x.get("trace_id") for x in lines] == [other, other, alone.trace_id]
+
+    await eventually(are_logged, seconds=10)
 
 
 @pytest.mark.asyncio(loop_scope="module")

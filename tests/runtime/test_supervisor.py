@@ -13,7 +13,7 @@ from itdesk.runtime.clock import FakeClock
 from itdesk.runtime.keeper import describe
 from itdesk.runtime.supervisor import Escalated, State
 
-from .conftest import Rig
+from .conftest import Lines, Rig
 
 
 class Bug(Exception):
@@ -429,6 +429,28 @@ async def test_a_failing_teardown_never_turns_an_outage_into_a_bug(rig: Rig) -> 
     assert not rig.running.done()
     reason = rig.supervisor.status()["sample"].reason
     assert reason == "ConnectionResetError: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("failure", "level", "shown"),
+    [(ConnectionResetError(104, "x"), "warning", False), (Bug("x"), "error", True)],
+)
+async def test_what_fails_while_stopping_has_a_traceback_unless_it_is_an_outage(
+    rig: Rig, lines: Lines, failure: Exception, level: str, shown: bool
+) -> None:
+    class Unlucky(Sample):
+        async def handle(self, message: object) -> None:
+            await self.clock.sleep(1)
+            raise failure
+
+        async def teardown(self) -> None:
+            raise failure
+
+    await rig.start(Unlucky())
+    await rig.end(2)
+    said = {line["event"]: line for line in lines.events() if line["logger"] == "supervisor"}
+    for event in ("crashed while stopping", "teardown failed"):
+        assert (said[event]["level"], "exception" in said[event]) == (level, shown)
 
 
 async def test_a_stuck_actor_that_is_not_critical_is_named_but_alive_is_who_matters(

@@ -153,6 +153,51 @@ async def test_a_transaction_that_cannot_begin_leaves_nothing_behind(db: Databas
         raise AssertionError("never recovered")
 
 
+@asynccontextmanager
+async def _mute() -> AsyncIterator[tuple[str, list[object]]]:
+    """Lend the URL of a server that takes connections and says nothing, and who has come."""
+    came: list[object] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server:
+        yield f"postgresql://itdesk@127.0.0.1:{server.sockets[0].getsockname()[1]}/itdesk", came
+
+
+async def test_a_silent_server_is_asked_again_until_the_last_calls() -> None:
+    """P-12: while we serve it may come back; while we end it costs one deadline and not many."""
+    async with _mute() as (url, came):
+        db = Database(url, Limits(2, 0.2, 5.0, 0.2))
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await db.ping()
+        assert len(came) == 3
+        db.last_calls()
+        ends = await asyncio.gather(*(db.ping() for _ in range(9)), return_exceptions=True)
+        assert {type(end) for end in ends} == {Unavailable}
+        assert len(came) == 5, "those who waited for a connection tried one of their own"
+        with pytest.raises(Unavailable, match="being stopped"):
+            await db.ping()
+        assert (len(came), db.in_use, db.waiting) == (5, 0, 0)
+        await db.close()
+
+
+async def test_last_calls_are_answered_by_a_server_that_listens(db: Database) -> None:
+    """A statement that fails, or is cut short by the server, is no silence."""
+    db.last_calls()
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with db.connection() as conn:
+            await conn.fetchval("SELECT 1 FROM nowhere")
+    async with _all_lent(db):
+        with pytest.raises(Unavailable):
+            await db.ping()
+    await db.ping()
+
+
 tries: list[str] = []
 
 

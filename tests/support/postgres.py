@@ -40,13 +40,15 @@ class Server:
         durable: bool = False,
         directory: str = FAST_DIR,
         settings: Mapping[str, str] | None = None,
+        seed: Path | None = None,
     ) -> None:
         # Named by its run: a server that a test has stopped for a while is nobody's leftover.
         prefix = f"{_PREFIX}{os.getpid()}-"
         self.state_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
         self.state_dir.chmod(0o711)
         self.port = _free_port()
-        self._prepared = False
+        self._seed = seed
+        self._prepared = seed is not None
         options = {
             "listen_addresses": "127.0.0.1",
             "max_connections": "200",
@@ -63,8 +65,18 @@ class Server:
             settings=options,
         )
 
+    @property
+    def data(self) -> Path:
+        """Return where the server keeps everything."""
+        return self.state_dir / "postgres/data"
+
     async def start(self) -> None:
         """Start the server, or start it again; returns when it accepts connections."""
+        if self._seed is not None and not self.data.exists():
+            self.data.parent.mkdir()
+            # As it is, owner and all.
+            copy = await asyncio.create_subprocess_exec("cp", "-a", self._seed, self.data)
+            assert await copy.wait() == 0
         await self.embedded.start()
 
     async def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -94,14 +106,19 @@ class Server:
 
     async def create(self, *, migrated: bool = True, extra: str = "", tcp: bool = False) -> str:
         """Return the URL of a new database, at head or empty."""
-        if migrated and not self._prepared:
-            await self._execute(f"CREATE DATABASE {TEMPLATE}")
-            await Migrations(self.url(TEMPLATE), directory=MIGRATIONS).migrate()
-            self._prepared = True
+        if migrated:
+            await self.prepare()
         name = f"t_{uuid4().hex}"
         template = TEMPLATE if migrated else "template0"
         await self._execute(f"CREATE DATABASE {name} TEMPLATE {template} {extra}")
         return self.url(name, tcp=tcp)
+
+    async def prepare(self) -> None:
+        """Make the database that those at head are copies of."""
+        if not self._prepared:
+            await self._execute(f"CREATE DATABASE {TEMPLATE}")
+            await Migrations(self.url(TEMPLATE), directory=MIGRATIONS).migrate()
+            self._prepared = True
 
     async def drop(self, url: str) -> None:
         """Drop a database, whoever is still connected to it."""
@@ -164,7 +181,7 @@ class Server:
             await conn.close()
 
     def _signal(self, how: signal.Signals) -> None:
-        data = str(self.state_dir / "postgres/data")
+        data = str(self.data)
         for entry in os.listdir("/proc"):
             try:
                 if entry.isdigit() and os.readlink(f"/proc/{entry}/cwd") == data:
@@ -205,10 +222,24 @@ def _run(work: Awaitable[None]) -> None:
 
 
 @pytest.fixture(scope="session")
-def pg_server() -> Iterator[Server]:
-    """The server of this run; do not stop it: take `own_pg_server` for outages."""
+def pg_seed() -> Iterator[Path]:
+    """The data of a server that can make databases: the others begin with a copy of it."""
     _sweep()
     server = Server()
+    _run(server.start())
+    try:
+        _run(server.prepare())
+        _run(server.stop())
+        yield server.data
+    finally:
+        _run(server.stop())
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def pg_server(pg_seed: Path) -> Iterator[Server]:
+    """The server of this run; do not stop it: take `own_pg_server` for outages."""
+    server = Server(seed=pg_seed)
     _run(server.start())
     try:
         yield server
@@ -245,10 +276,9 @@ async def fresh_database(pg_server: Server) -> AsyncIterator[Callable[[], Awaita
         await pg_server.drop(url)
 
 
-@pytest_asyncio.fixture
-async def own_pg_server() -> AsyncIterator[Server]:
-    """A server that this test alone has, and may treat as it likes."""
-    server = Server()
+@asynccontextmanager
+async def lent(server: Server) -> AsyncIterator[Server]:
+    """Start a server that its user may treat as they like; nothing of it is left afterwards."""
     await server.start()
     try:
         yield server
@@ -256,3 +286,17 @@ async def own_pg_server() -> AsyncIterator[Server]:
         server.resume()
         await server.stop()
         server.remove()
+
+
+@pytest_asyncio.fixture
+async def own_pg_server(pg_seed: Path) -> AsyncIterator[Server]:
+    """A server that this test alone has, and may treat as it likes."""
+    async with lent(Server(seed=pg_seed)) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def durable_pg_server(pg_seed: Path) -> AsyncIterator[Server]:
+    """One of a test's own that keeps what it acknowledged, as an operator's does."""
+    async with lent(Server(durable=True, seed=pg_seed)) as server:
+        yield server

@@ -1,6 +1,7 @@
 """Clients that keep a connection and give or take next to nothing, each in a way of its own."""
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -63,17 +64,21 @@ async def endure(person: Person, way: Way) -> float:
         began = time.monotonic()
         behaving = asyncio.ensure_future(way(sock, person))
         try:
-            # Whoever is reset is told so without reading, which one of them never does.
-            while not _is_over(sock):  # noqa: ASYNC110 - only the kernel knows
-                await asyncio.sleep(0.5)
+            await _end(sock)
+            return time.monotonic() - began
         finally:
             behaving.cancel()
             with suppress(asyncio.CancelledError, OSError):
                 await behaving
-        return time.monotonic() - began
 
 
-def _is_over(sock: socket.socket) -> bool:
-    """Return whether the server closed or reset the connection."""
-    state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state != 1  # TCP_ESTABLISHED
+async def _end(sock: socket.socket) -> None:
+    """Return when the server has closed or reset a connection; nothing is read from it."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    with select.epoll() as watch:
+        watch.register(sock, select.EPOLLRDHUP)  # of an error it tells by itself
+        loop.add_reader(watch, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(watch)
