@@ -73,6 +73,8 @@ async def fill(url: str, tickets: int, reporter: UUID) -> Filled:
             reporter,
         )
         await conn.execute("VACUUM ANALYZE")
+        # What is left to be written of it is not the requests' that come next.
+        await conn.execute("CHECKPOINT")
         rows = await conn.fetch("SELECT id FROM tickets ORDER BY random() LIMIT 5000")
     finally:
         await conn.close()
