@@ -52,15 +52,16 @@ async def _asked(world: World, case: str, dice: Random) -> Sequence[str]:
 async def _sizes(
     small: World, large: World, *, seconds: int, rounds: int, dice: Random
 ) -> AsyncIterator[Figure]:
+    worlds = {"small": small, "large": large}
     for case, most in GROWTH.items():
-        costs: dict[World, list[float]] = {small: [], large: []}
+        costs: dict[str, list[float]] = {name: [] for name in worlds}
         for turn in range(rounds + 1):
-            for world in dice.sample([small, large], 2):
-                asked = await _asked(world, case, Random(turn))
-                taken = cost(world, asked, seconds=seconds, seed=turn, post=case == "create")
-                costs[world].append(taken.whole)
+            for name in dice.sample(list(worlds), 2):
+                asked = await _asked(worlds[name], case, Random(turn))
+                taken = cost(worlds[name], asked, seconds=seconds, seed=turn, post=case == "create")
+                costs[name].append(taken.whole)
         # The first round warms up.
-        before, after = costs[small][1:], costs[large][1:]
+        before, after = (costs[name][1:] for name in worlds)
         grown = median(b / a for a, b in zip(before, after, strict=True))
         yield Figure(f"{case}: CPU of one on the small desk", median(before), "us")
         yield Figure(f"{case}: CPU of one on the large desk", median(after), "us")
