@@ -5,7 +5,7 @@ asked in turns, each question in many different ones as well: tickets and lists 
 just now are known by the daemon.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from random import Random
 from statistics import median
 
@@ -14,7 +14,7 @@ import asyncpg
 from itdesk.store.paging import encode_cursor
 from tests.bench import load
 from tests.bench.report import Figure
-from tests.bench.requests import cost
+from tests.bench.requests import Cost, cost
 from tests.bench.servers import World
 
 # How many times as much it may cost on the large desk. Opening tickets makes the small one grow.
@@ -54,18 +54,26 @@ async def _sizes(
 ) -> AsyncIterator[Figure]:
     worlds = {"small": small, "large": large}
     for case, most in GROWTH.items():
-        costs: dict[str, list[float]] = {name: [] for name in worlds}
+        costs: dict[str, list[Cost]] = {name: [] for name in worlds}
         for turn in range(rounds + 1):
             for name in dice.sample(list(worlds), 2):
                 asked = await _asked(worlds[name], case, Random(turn))
                 taken = cost(worlds[name], asked, seconds=seconds, seed=turn, post=case == "create")
-                costs[name].append(taken.whole)
+                costs[name].append(taken)
         # The first round warms up.
-        before, after = (costs[name][1:] for name in worlds)
-        grown = median(b / a for a, b in zip(before, after, strict=True))
-        yield Figure(f"{case}: CPU of one on the small desk", median(before), "us")
-        yield Figure(f"{case}: CPU of one on the large desk", median(after), "us")
-        yield Figure(f"{case}: growth of the CPU", grown, "x", at_most=most)
+        for figure in _growth(case, costs["small"][1:], costs["large"][1:], most):
+            yield figure
+
+
+def _growth(case: str, small: list[Cost], large: list[Cost], most: float) -> Iterator[Figure]:
+    pairs = list(zip(small, large, strict=True))
+    for name, costs in (("small", small), ("large", large)):
+        whole = median(one.whole for one in costs)
+        yield Figure(f"{case}: CPU of one on the {name} desk", whole, "us")
+        part = median(one.database for one in costs)
+        yield Figure(f"{case}: of it PostgreSQL's, on the {name} desk", part, "us")
+    yield Figure(f"{case}: growth of the CPU", median(b.whole / a.whole for a, b in pairs), "x",
+                 at_most=most)  # fmt: skip
 
 
 async def _depths(
