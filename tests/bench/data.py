@@ -36,7 +36,9 @@ class Filled:
 _FILL = """
     INSERT INTO tickets (id, key, project_id, title, description, status, priority, category,
                          department, tags, reporter_id, reporter_name, created_at, updated_at)
-    SELECT gen_random_uuid(), 'TSK-' || (1000000000 + n),
+    SELECT overlay(overlay(gen_random_uuid()::text PLACING '7' FROM 15)
+                   PLACING substr(born, 1, 8) || '-' || substr(born, 9) FROM 1)::uuid,
+           'TSK-' || (1000000000 + n),
            (SELECT id FROM projects WHERE key = 'TSK'),
            ($3::text[])[1 + n % array_length($3::text[], 1)] || ' in room ' || n % 977,
            'Since this morning ' || ($2::text[])[1 + n % array_length($2::text[], 1)]
@@ -50,7 +52,10 @@ _FILL = """
            'Department ' || n % 20, ARRAY['tag' || n % 50, 'floor' || n % 7],
            $5, 'Somebody', at, at
     FROM (SELECT n, now() - make_interval(secs => ($1::int - n) * 30.0) AS at
-          FROM generate_series($6::int, $7::int) AS n) AS numbered
+          FROM generate_series($6::int, $7::int) AS n) AS numbered,
+         -- As the desk's own ids, they begin with their time: UUIDs of version 7.
+         LATERAL (SELECT lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') AS born
+         ) AS time
 """
 _STEP = 20_000
 
@@ -73,6 +78,8 @@ async def fill(url: str, tickets: int, reporter: UUID) -> Filled:
             reporter,
         )
         await conn.execute("VACUUM ANALYZE")
+        # What is left to be written of it is not the requests' that come next.
+        await conn.execute("CHECKPOINT")
         rows = await conn.fetch("SELECT id FROM tickets ORDER BY random() LIMIT 5000")
     finally:
         await conn.close()

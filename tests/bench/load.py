@@ -78,13 +78,28 @@ def run(
     target: Target, case: str, filled: Filled, *, seconds: int, connections: int, seed: int
 ) -> Sample:
     """Load one server with one case; LoadError when a request failed."""
+    asked = paths(case, target, filled, Random(seed))
+    return ask(
+        target, asked, seconds=seconds, connections=connections, seed=seed, post=case == "create"
+    )
+
+
+def ask(
+    target: Target,
+    asked: Sequence[str],
+    *,
+    seconds: int,
+    connections: int,
+    seed: int,
+    post: bool = False,
+) -> Sample:
+    """Ask one server for these paths in any order, again and again."""
     if shutil.which("wrk") is None:
         raise LoadError("wrk is not installed: apt-get install wrk")
-    dice = Random(seed)
-    post = case == "create"
+    what = f"{target.name} {asked[0]}"
     headers = {**target.headers, **({"Content-Type": "application/json"} if post else {})}
     script = _SCRIPT.format(
-        paths=_lua(list(paths(case, target, filled, dice))),
+        paths=_lua(asked),
         method="POST" if post else "GET",
         body=json.dumps(_BODY) if post else "nil",
         headers="{" + ",".join(f'["{k}"]={json.dumps(v)}' for k, v in headers.items()) + "}",
@@ -100,10 +115,12 @@ def run(
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     if done.returncode or not done.stderr.strip():
-        raise LoadError(f"{target.name} {case}: wrk ended with {done.returncode}: {done.stderr}")
+        raise LoadError(
+            f"{target.name} {asked[0]}: wrk ended with {done.returncode}: {done.stderr}"
+        )
     told = json.loads(done.stderr)
     if told["failed"]:
-        raise LoadError(f"{target.name} {case}: {told['failed']} of {told['requests']} failed")
+        raise LoadError(f"{what}: {told['failed']} of {told['requests']} failed")
     return Sample(
         rate=told["requests"] / (told["microseconds"] / 1e6),
         p50=told["p50"] / 1000,

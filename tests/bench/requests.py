@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from tests.bench import load
 from tests.bench.report import Figure, Samples
 from tests.bench.servers import World
 
+CONNECTIONS = 16
 # The least part of the limit, and the least multiple of the peer. One list that all ask for at the
 # same moment is read once for them, different ones (`lists`) are read each.
 TARGETS = {
@@ -22,14 +24,13 @@ def measure(
     *,
     seconds: int,
     rounds: int,
-    connections: int = 16,
     seed: int = 1,
 ) -> Samples:
     """Load every server with every case, in turns."""
     samples, dice = Samples(), Random(seed)
     for target in world.targets():
         for case in cases:
-            load.run(target, case, world.filled, seconds=1, connections=connections, seed=0)
+            load.run(target, case, world.filled, seconds=1, connections=CONNECTIONS, seed=0)
     for turn in range(rounds):
         for case in cases:
             targets = world.targets()
@@ -37,7 +38,7 @@ def measure(
             for target in targets:
                 sample = load.run(
                     target, case, world.filled,
-                    seconds=seconds, connections=connections, seed=seed + turn,
+                    seconds=seconds, connections=CONNECTIONS, seed=seed + turn,
                 )  # fmt: skip
                 samples.add(case, target.name, sample)
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
@@ -55,9 +56,26 @@ def figures(samples: Samples, *, room: float = 1.0) -> Iterator[Figure]:
                          at_least=multiple or None)  # fmt: skip
 
 
-def cost(world: World, case: str, *, seconds: int, seed: int = 1) -> float:
-    """Return the CPU microseconds of a request, daemon and PostgreSQL together."""
-    before = world.itdesk.cpu() + world.database_cpu()
-    sample = load.run(world.itdesk, case, world.filled, seconds=seconds, connections=16, seed=seed)
-    after = world.itdesk.cpu() + world.database_cpu()
-    return (after - before) / sample.requests * 1e6
+@dataclass(frozen=True)
+class Cost:
+    """CPU microseconds of a request, of the daemon and of PostgreSQL."""
+
+    server: float
+    database: float
+
+    @property
+    def whole(self) -> float:
+        """Return both together."""
+        return self.server + self.database
+
+
+def cost(
+    world: World, asked: Sequence[str], *, seconds: int, seed: int = 1, post: bool = False
+) -> Cost:
+    """Return what a request to the daemon for these paths costs on average."""
+    server, database = world.itdesk.cpu(), world.database_cpu()
+    sample = load.ask(
+        world.itdesk, asked, seconds=seconds, connections=CONNECTIONS, seed=seed, post=post
+    )
+    each = 1e6 / sample.requests
+    return Cost((world.itdesk.cpu() - server) * each, (world.database_cpu() - database) * each)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import jwt
 
+from tests.bench import late
 from tests.bench.data import Filled, fill
 from tests.support.daemon import Live, live_on, make_daemon
 from tests.support.postgres import Server
@@ -146,6 +147,7 @@ async def world(tickets: int, *, peer: bool = True, **env: str) -> AsyncIterator
         await database.start()
         url = await database.create()
         daemon = make_daemon(url, ITDESK_AUTH__ACCESS_TOKEN_EXPIRE_MINUTES="600", **env)
+        daemon.env.update(late.installed(daemon.state_dir))
         daemon.start()
         live = await live_on(daemon)
         admin = (await live.admin.get("/auth/me")).expect(200)["id"]

@@ -15,10 +15,11 @@ from statistics import median
 
 from tests.bench.report import Figure
 from tests.bench.servers import cpu_seconds, rss
-from tests.support.daemon import make_daemon
+from tests.support.daemon import Daemon, make_daemon
 from tests.support.postgres import Server
+from tests.support.s3 import S3Server
 
-READY_SECONDS, IDLE_MIB = 0.8, 75
+READY_SECONDS, READY_WITH_S3_SECONDS, IDLE_MIB = 0.8, 1.0, 75
 # Until what the actors do at first is done.
 SETTLED_SECONDS = 3.0
 LIMIT = """
@@ -55,32 +56,42 @@ def _started(command: list[str], environ: Mapping[str, str], log: Path) -> Start
 
 
 async def measure(*, rounds: int) -> Iterator[Figure]:
-    """Start the daemon and the limit in turn, on a schema at head and without plugins that are off.
+    """Start the daemon, the same with its files in S3, and the limit, in turn.
 
-    The first start of each is not counted: it makes the accounts, and compiles what was not yet.
+    On a schema at head, and otherwise without plugins that are off. The first start of each is not
+    counted: it makes the accounts, and compiles what was not yet.
     """
     server = Server()
-    daemon = None
+    daemons: dict[str, Daemon] = {}
     try:
         await server.start()
-        daemon = make_daemon(await server.create())
-        commands = {
-            "itdesk": [sys.executable, "-m", "itdesk", "--state-dir", str(daemon.state_dir),
-                       "serve", "--port", "0"],
-            "limit": [sys.executable, "-c", LIMIT],
-        }  # fmt: skip
-        taken: dict[str, list[Start]] = {name: [] for name in commands}
-        for _ in range(rounds + 1):
-            for name, command in commands.items():
-                taken[name].append(_started(command, daemon.environ(), daemon.log))
+        with S3Server() as bucket:
+            daemons["itdesk"] = make_daemon(await server.create())
+            daemons["with S3"] = make_daemon(await server.create(), **bucket.env)
+            taken = _in_turn(daemons, rounds + 1)
         help_cpu = [_help_cpu() for _ in range(rounds + 1)]
     finally:
-        if daemon is not None:
+        for daemon in daemons.values():
             shutil.rmtree(daemon.state_dir, ignore_errors=True)
         await server.stop()
         server.remove()
-    ours, limit = taken["itdesk"][1:], taken["limit"][1:]
-    return _figures(ours, limit, median(help_cpu[1:]))
+    counted = {name: starts[1:] for name, starts in taken.items()}
+    return _figures(counted, median(help_cpu[1:]))
+
+
+def _in_turn(daemons: Mapping[str, Daemon], rounds: int) -> Mapping[str, list[Start]]:
+    taken: dict[str, list[Start]] = {name: [] for name in (*daemons, "limit")}
+    for _ in range(rounds):
+        for name, daemon in daemons.items():
+            taken[name].append(_started(_serving(daemon), daemon.environ(), daemon.log))
+        limit = [sys.executable, "-c", LIMIT]
+        taken["limit"].append(_started(limit, daemon.environ(), daemon.log))
+    return taken
+
+
+def _serving(daemon: Daemon) -> list[str]:
+    return [sys.executable, "-m", "itdesk", "--state-dir", str(daemon.state_dir),
+            "serve", "--port", "0"]  # fmt: skip
 
 
 def _help_cpu() -> float:
@@ -96,9 +107,13 @@ def _help_cpu() -> float:
     )
 
 
-def _figures(ours: list[Start], limit: list[Start], help_cpu: float) -> Iterator[Figure]:
+def _figures(taken: Mapping[str, list[Start]], help_cpu: float) -> Iterator[Figure]:
+    ours, limit = taken["itdesk"], taken["limit"]
     ready = median(start.ready for start in ours)
     yield Figure("start: ready after exec", ready, "s", at_most=READY_SECONDS)
+    with_s3 = median(start.ready for start in taken["with S3"])
+    yield Figure("start: ready after exec, files in S3", with_s3, "s",
+                 at_most=READY_WITH_S3_SECONDS)  # fmt: skip
     yield Figure("start: CPU until ready", median(start.cpu for start in ours), "s")
     ratios = [one.cpu / other.cpu for one, other in zip(ours, limit, strict=True)]
     yield Figure("start: CPU, of the limit's", median(ratios), "x")
@@ -106,5 +121,7 @@ def _figures(ours: list[Start], limit: list[Start], help_cpu: float) -> Iterator
     idle = median(start.mib for start in ours)
     yield Figure("idle: resident memory", idle, "MiB", at_most=IDLE_MIB)
     least = median(start.mib for start in limit)
+    stored = median(start.mib for start in taken["with S3"])
+    yield Figure("idle: resident memory, files in S3", stored, "MiB")
     yield Figure("idle: resident memory of the limit", least, "MiB")
     yield Figure("idle: resident memory, of the limit's", idle / least, "x")

@@ -14,16 +14,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout
 
+from tests.bench import late
 from tests.bench.report import Figure, machine
-from tests.bench.servers import process
+from tests.bench.servers import process, rss
 from tests.support.daemon import Live, Person, live_on, make_daemon
 from tests.support.postgres import Server
 
@@ -31,6 +33,8 @@ MIB = 1 << 20
 BLOCK = b"0123456789abcdef" * (MIB // 16)
 # What a file may cost, whatever its size: buffers of both directions.
 FLAT_MIB = 32.0
+# Uploads at a time, what each may make the daemon grow by, and how late the loop may be meanwhile.
+UPLOADS, GROWN_MIB, LATE_MS = 4, 8.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Sample:
 
     up: float
     down: float
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several files that went up at a time: MB/s, MiB of memory for each, and ms of loop lag."""
+
+    rate: float
+    grown: float
+    late: float
 
 
 @dataclass
@@ -57,9 +70,7 @@ class Desk:
 
     async def sample(self, mib: int) -> Sample:
         """Upload a file through a link, wait for its scan, download it."""
-        asked = {"original_filename": "big.txt", "mime": "text/plain", "size": mib * MIB}
-        path = f"/tickets/{self.ticket}/attachments/presign"
-        link = (await self.person.post(path, asked)).expect(201)
+        link = await self._link(mib)
         up = await _put(self.http, link["upload_url"], mib, link["headers"])
         found = await self.person.scanned(link["attachment_id"], seconds=900)
         assert found["scanned_status"] == "CLEAN", found
@@ -68,14 +79,38 @@ class Desk:
         (await self.person.delete(f"/attachments/{link['attachment_id']}")).expect(204)
         return Sample(up, down)
 
-    async def peak(self, mib: int) -> float:
-        """Return the most memory, in MiB, that one file of a size makes the daemon hold."""
+    async def together(self, mib: int) -> Together:
+        """Upload several files through links at a time."""
+        links = [await self._link(mib) for _ in range(UPLOADS)]
         Path(f"/proc/{self._pid}/clear_refs").write_text("5")
-        await self.sample(mib)
+        before, began = rss(self._pid), time.perf_counter()
+        async with late.watched(self.live) as loop, asyncio.TaskGroup() as group:
+            for link in links:
+                group.create_task(_put(self.http, link["upload_url"], mib, link["headers"]))
+        rate = UPLOADS * mib * MIB / 1e6 / (time.perf_counter() - began)
+        grown = (self._most_memory() - before / MIB) / UPLOADS
+        for link in links:
+            await self.person.scanned(link["attachment_id"], seconds=900)
+            (await self.person.delete(f"/attachments/{link['attachment_id']}")).expect(204)
+        return Together(rate, grown, loop.p99)
+
+    async def _link(self, mib: int) -> Any:
+        asked = {"original_filename": "big.txt", "mime": "text/plain", "size": mib * MIB}
+        path = f"/tickets/{self.ticket}/attachments/presign"
+        return (await self.person.post(path, asked)).expect(201)
+
+    def _most_memory(self) -> float:
+        """Return the most MiB that the daemon held since its peak was cleared."""
         status = Path(f"/proc/{self._pid}/status").read_text()
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert found is not None
         return int(found[1]) / 1024
+
+    async def peak(self, mib: int) -> float:
+        """Return the most memory, in MiB, that one file of a size makes the daemon hold."""
+        Path(f"/proc/{self._pid}/clear_refs").write_text("5")
+        await self.sample(mib)
+        return self._most_memory()
 
 
 async def bare(http: ClientSession, url: str, mib: int) -> Sample:
@@ -121,6 +156,7 @@ async def desk(largest: int) -> AsyncIterator[Desk]:
             ITDESK_SCANNER__TIMEOUT_SECONDS="600",
             ITDESK_LOG__LEVEL="WARNING",
         )
+        daemon.env.update(late.installed(daemon.state_dir))
         daemon.start()
         live = await live_on(daemon)
         person = await live.person()
@@ -140,7 +176,7 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
     """Return MB/s, ratios and memory; the two servers take turns."""
     folder = Path(tempfile.mkdtemp(prefix="itdesk-files-", dir="/tmp"))
     taken: dict[str, list[Sample]] = {"limit": [], "itdesk": []}
-    figures = []
+    figures, together = [], list[Together]()
     try:
         async with desk(max(mib, largest)) as ours:
             with process("tests.bench.file_server", str(folder)) as server:
@@ -149,12 +185,14 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
                 for _ in range(rounds):
                     taken["limit"].append(await bare(ours.http, url, mib))
                     taken["itdesk"].append(await ours.sample(mib))
+                    together.append(await ours.together(mib))
             for way in ("up", "down"):
                 rates = {name: [getattr(s, way) for s in each] for name, each in taken.items()}
                 for name, each in rates.items():
                     figures.append(Figure(f"{way} {mib} MiB, {name}", median(each), "MB/s"))
                 ratio = median(a / b for a, b in zip(rates["itdesk"], rates["limit"], strict=True))
                 figures.append(Figure(f"{way} {mib} MiB, itdesk / limit", ratio))
+            figures += _together(mib, together)
             sizes = [size for size in (1, 16, 128, 1024) if size <= largest]
             await ours.peak(16)
             peaks = [await ours.peak(size) for size in sizes]
@@ -165,6 +203,15 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return figures
+
+
+def _together(mib: int, taken: list[Together]) -> Iterator[Figure]:
+    name = f"{UPLOADS} uploads of {mib} MiB at a time"
+    yield Figure(name, median(one.rate for one in taken), "MB/s")
+    grown = median(one.grown for one in taken)
+    yield Figure(f"{name}: memory of each", grown, "MiB", at_most=GROWN_MIB)
+    lag = median(one.late for one in taken)
+    yield Figure(f"{name}: loop lag, p99", lag, "ms", at_most=LATE_MS)
 
 
 def main() -> int:

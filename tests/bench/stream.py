@@ -13,6 +13,7 @@ from uuid import UUID
 import asyncpg
 from aiohttp import ClientSession
 
+from tests.bench import late
 from tests.bench.report import Figure
 from tests.bench.servers import World, process
 from tests.support.stream import following
@@ -22,6 +23,8 @@ BURST = 100
 EVENTS = 20
 CREATES = 100
 CREATE_SECONDS = 5
+# How long one broadcast may keep everybody else waiting.
+HELD_MS = 10
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ async def _publish(conn: asyncpg.Connection, ticket: UUID, events: int) -> None:
 async def _fan_out(world: World, clients: int, rounds: int) -> Iterator[Figure]:
     token = world.live.admin.token
     rates = {name: list[float]() for name in ("ours", "theirs", "burst", "bursts of theirs")}
-    latest = list[float]()
+    latest, held = list[float](), list[float]()
     ticket = UUID((await world.live.admin.ticket("Everybody hears of this"))["id"])
     conn = await asyncpg.connect(world.url)
     before = world.itdesk.rss()
@@ -125,8 +128,10 @@ async def _fan_out(world: World, clients: int, rounds: int) -> Iterator[Figure]:
                     rates[kind].append(clients * burst / run.seconds)
             for _ in range(EVENTS):
                 heard.expect(clients)
-                made = await world.live.admin.ticket("Who hears of this last?")
-                run = await heard.told()
+                async with late.watched(world.live) as loop:
+                    made = await world.live.admin.ticket("Who hears of this last?")
+                    run = await heard.told()
+                held.append(loop.most)
                 latest.append((run.last - await _committed(conn, made["id"])) * 1000)
     finally:
         await conn.close()
@@ -145,6 +150,9 @@ async def _fan_out(world: World, clients: int, rounds: int) -> Iterator[Figure]:
                    middle["burst"] / middle["bursts of theirs"], at_least=0.75),
             Figure(f"{name}: event to the last client, p50", statistics.median(latest), "ms",
                    at_most=20 if clients <= 1000 else None),
+            Figure(f"{name}: the loop is held, p50", statistics.median(held), "ms"),
+            Figure(f"{name}: the loop is held, the worst of {EVENTS}", max(held), "ms",
+                   at_most=HELD_MS),
             Figure(f"memory of a client of {clients}", each, "KiB", at_most=18),
         )
     )  # fmt: skip

@@ -1,0 +1,55 @@
+"""A plugin that tells how late timers of the event loop are, while it is asked to."""
+
+import asyncio
+import time
+
+from pydantic import BaseModel
+
+from itdesk.api.route import Call, Reply, Route, Who
+from itdesk.hookspecs import hookimpl
+
+EVERY = 0.001
+
+
+class Nothing(BaseModel):
+    """There is nothing to set."""
+
+
+class Plugin:
+    """Arms one timer after the other."""
+
+    name, itdesk_api, Settings = "late", 1, Nothing
+
+    def __init__(self, settings: Nothing) -> None:
+        self._late: list[float] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    @hookimpl
+    def itdesk_routes(self) -> list[Route]:
+        """Return how to begin and how to end."""
+        return [
+            Route(id="late-begin", method="POST", path="/begin", handler=self.begin,
+                  who=Who.PUBLIC, tag="late"),
+            Route(id="late-end", method="POST", path="/end", handler=self.end,
+                  who=Who.PUBLIC, tag="late"),
+        ]  # fmt: skip
+
+    async def begin(self, call: Call) -> Reply:
+        """Begin to measure."""
+        self._late = []
+        self._arm()
+        return Reply({})
+
+    async def end(self, call: Call) -> Reply:
+        """Stop measuring; return the milliseconds that timers were late."""
+        if self._timer is not None:
+            self._timer.cancel()
+        return Reply([round(one * 1000, 3) for one in sorted(self._late)])
+
+    def _arm(self) -> None:
+        due = time.perf_counter() + EVERY
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._note, due)
+
+    def _note(self, due: float) -> None:
+        self._late.append(max(0.0, time.perf_counter() - due))
+        self._arm()
