@@ -137,6 +137,7 @@ async def _start(
     # Last, because this password is told once: a start that fails must not have made it.
     first_admin = None if settings.production else await first_administrator(desk)
     # What is there now stays: a full collection that looked through it all would hold up the loop.
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     return supervisor, server, Ready(server.url, first_admin), reloader

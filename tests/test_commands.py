@@ -121,6 +121,24 @@ async def test_a_mistake_is_one_clear_line(live: Live) -> None:
         assert says in done.stderr.splitlines()[-1], (typed, done.stderr)
 
 
+WATCHED = """
+import atexit, gc, sys
+from itdesk.__main__ import run
+
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 50_000))
+sys.argv = ["itdesk", *sys.argv[1:]]
+run()
+"""
+
+
+def test_garbage_is_looked_for_once_a_command_is_imported(tmp_path: Path) -> None:
+    """And what was imported is not looked through again, not even at the end of the process."""
+    for words, said in (("config show", "True True"), ("nothing-like-it", "True")):
+        command = [sys.executable, "-c", WATCHED, "--state-dir", str(tmp_path), *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1].startswith(said), done
+
+
 # --- the database ------------------------------------------------------------------------------
 
 

@@ -103,7 +103,7 @@ def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
     wanted = " ".join(said.get_all("Requires-Dist", []))
     for name in ("pytest", "ruff", "mypy"):
         assert f"{name}>=" in wanted
-    assert "itdesk = itdesk.cli:main" in points
+    assert "itdesk = itdesk.__main__:run" in points
     assert "clamav = itdesk_plugins.clamav" in points
     assert private == []
 

@@ -1,5 +1,6 @@
 """The list of commands: each is imported when it is called, for `--help` shall not cost a desk."""
 
+import gc
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -35,8 +36,14 @@ class Program(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is called, imported by now."""
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, Later) else command, rest
+        try:
+            name, command, rest = super().resolve_command(ctx, args)
+            return name, command.load() if isinstance(command, Later) else command, rest
+        finally:
+            if not gc.isenabled():
+                # What is there by now stays, and need not be looked through at the end either.
+                gc.freeze()
+                gc.enable()
 
     def loaded(self) -> Mapping[str, click.Command]:
         """Return all commands of itdesk's own by their names, imported."""

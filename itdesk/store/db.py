@@ -38,6 +38,8 @@ Write = Callable[[Any, Sequence[Event], Sequence[NewJob]], Awaitable[int]]
 
 # A server that listens hangs up within milliseconds of being told.
 HANG_UP_SECONDS = 0.5
+# Then it is asked again: the end of a job waits to be written.
+LEFT_ALONE_SECONDS = 4.0
 
 log = get_logger("database")
 
@@ -113,13 +115,13 @@ class Database:
         self._open = 0
         self._closed = False
         self._ending = False
-        self._silent = self._ending
+        self._silent_until = 0.0
         self._complained_at: float | None = None
         self._unsynced: Database | None = None
         self._settings: Mapping[str, str] = settings or {}
 
     def last_calls(self) -> None:
-        """From now on do not ask a server again that once did not answer: it holds up the end."""
+        """From now on leave a server that did not answer alone for a while: it holds up the end."""
         self._ending = True
         if self._unsynced is not None:
             self._unsynced.last_calls()
@@ -261,14 +263,16 @@ class Database:
 
     def _unanswered(self) -> None:
         """Take note that the server let a deadline pass; those who wait need not find out."""
-        self._silent = self._ending
-        while self._silent and self._waiting:
+        if not self._ending:
+            return
+        self._silent_until = asyncio.get_running_loop().time() + LEFT_ALONE_SECONDS
+        while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(_given_up())
 
     async def _acquire(self) -> Any:
-        if self._silent:
+        if self._ending and asyncio.get_running_loop().time() < self._silent_until:
             raise _given_up()
         while self._idle:
             conn = self._idle.pop()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -11,6 +11,7 @@ import pytest
 from itdesk.api.route import Body, Call, Reply, Route, Who
 from itdesk.errors import Unavailable
 from itdesk.model import SYSTEM, Event
+from itdesk.store import db as database
 from itdesk.store.db import Database, Limits
 from itdesk.store.failures import Contention
 from tests.support.load import eventually
@@ -154,22 +155,28 @@ async def test_a_transaction_that_cannot_begin_leaves_nothing_behind(db: Databas
 
 
 @asynccontextmanager
-async def _mute() -> AsyncIterator[tuple[str, list[object]]]:
+async def _mute() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
     """Lend the URL of a server that takes connections and says nothing, and who has come."""
-    came: list[object] = []
+    came: list[asyncio.StreamWriter] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.append(writer)
-        await reader.read()
-        writer.close()
+        with suppress(ConnectionError):
+            await reader.read()
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     async with server:
         yield f"postgresql://itdesk@127.0.0.1:{server.sockets[0].getsockname()[1]}/itdesk", came
+        for writer in came:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
-async def test_a_silent_server_is_asked_again_until_the_last_calls() -> None:
-    """P-12: while we serve it may come back; while we end it costs one deadline and not many."""
+async def test_a_silent_server_is_left_alone_for_a_while_after_the_last_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P-12: while we serve it is asked each time; while we end it costs one deadline, not many."""
     async with _mute() as (url, came):
         db = Database(url, Limits(2, 0.2, 5.0, 0.2))
         for _ in range(3):
@@ -183,6 +190,11 @@ async def test_a_silent_server_is_asked_again_until_the_last_calls() -> None:
         with pytest.raises(Unavailable, match="being stopped"):
             await db.ping()
         assert (len(came), db.in_use, db.waiting) == (5, 0, 0)
+        monkeypatch.setattr(database, "LEFT_ALONE_SECONDS", 0.0)
+        db._unanswered()
+        with pytest.raises(Unavailable, match="in time"):
+            await db.ping()
+        assert len(came) == 6, "a server that may be back was not asked again"
         await db.close()
 
 
