@@ -20,7 +20,11 @@ def frozen(*, kw_only: bool) -> Callable[[type[T]], type[T]]: ...
 def frozen(
     cls: type[T] | None = None, /, *, kw_only: bool = False
 ) -> type[T] | Callable[[type[T]], type[T]]:
-    """Return what `@dataclass(frozen=True, slots=True)` would make of the class."""
+    """Return what `@dataclass(frozen=True, slots=True)` would make of the class.
+
+    But what is compared is also hashed, and a class with an `__eq__` of its own brings its
+    `__hash__`.
+    """
 
     def made(cls: type[T]) -> Any:
         whole: Any = dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=kw_only)(cls)

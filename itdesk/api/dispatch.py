@@ -274,9 +274,9 @@ class Dispatcher:
         user_id, least = caller.user_id, route.who.role
         assert user_id is not None
         assert least is not None
+        exchange.caller = caller
         if not self._limits.admits(route.rate, user_id):
             await self._limits.admit(route.rate, user_id)
-        exchange.caller = caller
         check_proof(route, caller)
         if caller.grant is not None and caller.session_id is not None:
             self._desk.api_tokens.note_use(caller.session_id, exchange.peer.address)

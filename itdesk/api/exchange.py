@@ -172,9 +172,11 @@ class Exchanges:
             "user": caller.user_id if caller is not None else None,
             "agent": agent,
         }
+        theirs = f"{method} {path} {address} {agent} {exchange.request_id}"
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
-        log.access_line(line, f"{method} {path} {address} {agent} {exchange.request_id}")
+            theirs += f" {exchange.trace_id}"
+        log.access_line(line, theirs)
         if exchange.span is not None and status != 101:
             said = _said(key, exchange)
             name = f"{key[0]} {template}"

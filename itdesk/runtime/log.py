@@ -54,7 +54,7 @@ class Pipe:
             line = self._render("error", "log", "a line could not be rendered", problem)
         self.writer.write(line)
 
-    def access(self, fields: Mapping[str, Any], said: str | None) -> None:
+    def access(self, fields: Mapping[str, Any], said: str) -> None:
         """Write one request's line, at the next flush."""
         head = {"time": datetime.now(UTC), "level": "info", "logger": "access", "event": "request"}
         try:
@@ -63,11 +63,7 @@ class Pipe:
         except TypeError:
             self.writer.append(self._render("info", "access", "request", fields))
             return
-        if said is None:
-            suspicious = self.redactor.suspicious(text)
-        else:
-            suspicious = self.redactor.masks(said)
-        if self.console or len(line) > _LONG or suspicious:
+        if self.console or len(line) > _LONG or self.redactor.masks(said):
             line = self._render("info", "access", "request", fields)
         elif not line.isascii():
             line = _one_line(text)
@@ -189,10 +185,10 @@ def bound(**fields: object) -> Iterator[None]:
         _bound.reset(token)
 
 
-def access_line(fields: Mapping[str, Any], said: str | None = None) -> None:
+def access_line(fields: Mapping[str, Any], said: str) -> None:
     """Write one line of the access log; cheap, and visible within LogFlush.period.
 
-    Where `said` is given, only what is said there may be secret: it is what others wrote.
+    `said` is what of the fields clients wrote: only there is looked for secrets.
     """
     if _pipe.level <= logging.INFO:
         _pipe.access(fields, said)

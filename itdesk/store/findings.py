@@ -64,19 +64,20 @@ async def snippets(conn: Any, asked: Asked, names: Sequence[str]) -> dict[str, l
     sought = asked.words
     if sought is None:
         return {}
-    n = len(sought.texts)
+    where = matching.still(asked, names)
+    where.values.append(asked.scope is None)
     query = f"""
         SELECT t.id::text AS name, {_WHOLE.format("t.title")} AS title,
                {_HEADLINE.format("t.description")} AS description,
                ARRAY(SELECT {_HEADLINE.format("c.body")} FROM (
                    SELECT body, created_at, id FROM ticket_comments
-                   WHERE ticket_id = t.id AND (${n + 2} OR NOT internal)
+                   WHERE ticket_id = t.id AND (${len(where.values):d} OR NOT internal)
                    ORDER BY created_at DESC, id DESC LIMIT {_COMMENTS}
                ) AS c ORDER BY c.created_at DESC, c.id DESC) AS comments
         FROM tickets t CROSS JOIN (SELECT {words.query(sought)} AS q) AS asked
-        WHERE t.id = ANY (${n + 1}::text[]::uuid[])
+        WHERE {where}
     """  # noqa: S608 - literals of the store
-    rows = await conn.fetch(query, *sought.texts, names, asked.scope is None)
+    rows = await conn.fetch(query, *where.values)
     return {row["name"]: _of_ticket(row) for row in rows}
 
 
@@ -100,11 +101,12 @@ async def facets(conn: Any, asked: Asked, *, matches: int | None = None) -> Face
     """Return how the matches of a search divide; `matches` is their estimate, if known."""
     newest = Asked(asked.wanted, asked.scope, MOST_COUNTED + 1)
     found = await matching.newest(conn, newest, matches=matches)
-    ids = [one["name"] for one in found[:MOST_COUNTED]]
+    names = [one["name"] for one in found[:MOST_COUNTED]]
+    where = matching.still(asked, names)
     query = f"""
         WITH hits AS MATERIALIZED (
             SELECT t.id, t.status, t.status_rank, t.priority, t.priority_rank, t.project_id
-            FROM unnest($1::text[]::uuid[]) AS hit (id) JOIN tickets t ON t.id = hit.id
+            FROM tickets t WHERE {where}
         )
         (SELECT 'status' AS facet, status AS value, status AS name, count(*) AS count
          FROM hits GROUP BY status, status_rank ORDER BY status_rank)
@@ -120,8 +122,8 @@ async def facets(conn: Any, asked: Asked, *, matches: int | None = None) -> Face
          FROM hits JOIN ticket_assignees a ON a.ticket_id = hits.id JOIN users u ON u.id = a.user_id
          GROUP BY u.id, u.name ORDER BY 4 DESC, 3, 2 LIMIT {_MOST_ASSIGNEES})
     """  # noqa: S608 - literals of this module
-    rows = await conn.fetch(query, ids)
+    rows = await conn.fetch(query, *where.values)
     by: dict[str, list[Facet]] = {"status": [], "priority": [], "project": [], "assignee": []}
     for row in rows:
         by[row["facet"]].append(Facet(row["value"], row["name"], row["count"]))
-    return Facets(counted=len(ids), exact=len(found) <= MOST_COUNTED, **by)
+    return Facets(counted=len(names), exact=len(found) <= MOST_COUNTED, **by)

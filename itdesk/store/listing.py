@@ -31,8 +31,6 @@ COLUMNS: Mapping[str, str] = {
 KEPT_SECONDS: Final = 30.0
 # Twice as many bytes are kept at most.
 KEPT_BYTES: Final = 2 * 2**20
-# What a row takes beside its long texts.
-_ROW_BYTES: Final = 2500
 
 
 async def named(
@@ -57,8 +55,9 @@ class Listing:
     async def page(self, conn: Any, asked: Asked, *, matches: int | None = None) -> Page[TicketRow]:
         """Return one page of the tickets that are asked for, by keyset when a cursor was given.
 
-        It is for reading only: others are shown the same rows. `matches` is what
-        `matching.estimate` says, if that is known.
+        Which tickets are on it, and where, is of one moment, what they look like of that or a later
+        one; those that have left the list in between are not shown. It is for reading only: others
+        are shown the same rows. `matches` is what `matching.estimate` says, if that is known.
         """
         found = await matching.find(conn, asked, matches=matches)
         known = self._looks.of(found.items)
@@ -75,12 +74,9 @@ class Listing:
 
 async def _read(conn: Any, asked: Asked, names: Sequence[str]) -> Sequence[tuple[int, TicketRow]]:
     """Return these tickets of a list with their stamps, but for those that have just left it."""
-    where = matching.still(asked)
-    where.values.append(names)
+    where = matching.still(asked, names)
     query = f"""
-        SELECT t.xmin AS stamp, {rows.ROW}
-        FROM unnest((SELECT ${len(where.values):d}::text[])::uuid[]) AS found (id)
-        JOIN tickets t ON t.id = found.id {rows.BESIDE} WHERE {where}
+        SELECT t.xmin AS stamp, {rows.ROW} FROM tickets t {rows.BESIDE} WHERE {where}
     """  # noqa: S608 - conditions are literals of the store, values are parameters
     found = await conn.fetch(query, *where.values)
     return [(row["stamp"], rows.without(row, "stamp")) for row in found]
@@ -98,7 +94,10 @@ class _Looks:
 
     def of(self, found: Sequence[Any]) -> dict[str, TicketRow]:
         """Return the known looks, by name, of tickets that were found with their stamps."""
-        if self._clock.monotonic() >= self._until:
+        late = self._clock.monotonic() - self._until
+        if late >= KEPT_SECONDS:
+            self._turn()
+        if late >= 0:
             self._turn()
         recent, before, known = self._recent, self._before, {}
         for name, stamp, _ in found:
@@ -110,8 +109,8 @@ class _Looks:
     def keep(self, stamp: int, row: TicketRow) -> None:
         """Keep what a ticket looks like; what is kept longest is forgotten for it."""
         self._recent[row["id"]] = (stamp, row)
-        long = (row["description"], row["resolution"])
-        self._bytes += _ROW_BYTES + sum(map(sys.getsizeof, long))
+        values = (row, *row.values(), *row["tags"], *row["assignee_ids"])
+        self._bytes += sum(map(sys.getsizeof, values))
         if self._bytes > KEPT_BYTES:
             self._turn()
 

@@ -191,15 +191,14 @@ async def _ranked(conn: Any, asked: Asked, *, matches: int | None) -> Page[Any]:
     limit, skip = asked.count - 1, asked.offset
     of = replace(asked, count=MOST_RANKED, sort="-created_at", offset=0)
     found = await newest(conn, of, matches=matches)
-    sought = asked.words or Words("")
+    rank = words.rank(asked.words or Words(""), internal=asked.scope is None)
+    where = still(asked, [one["name"] for one in found])
     query = f"""
-        SELECT t.id::text AS name, t.xmin AS stamp,
-               {words.rank(sought, internal=asked.scope is None)} AS value
-        FROM tickets t WHERE t.id = ANY (${len(sought.values) + 1}::text[]::uuid[])
+        SELECT t.id::text AS name, t.xmin AS stamp, {rank} AS value FROM tickets t WHERE {where}
         ORDER BY value DESC, t.created_at DESC, t.id DESC
         LIMIT {asked.count:d} OFFSET {skip:d}
     """  # noqa: S608 - literals of the store
-    best = await conn.fetch(query, *sought.values, [one["name"] for one in found])
+    best = await conn.fetch(query, *where.values)
     return Page.cut(best, limit, lambda _: encode_cursor(RELEVANCE, skip + limit))
 
 
@@ -311,9 +310,15 @@ def _own(asked: Asked, assigned: Literal["a few", "many"]) -> tuple[str, list[An
     return query, where.values
 
 
-def still(asked: Asked) -> Where:
-    """Return the conditions of a list, to be looked at for some of its tickets."""
+def still(asked: Asked, names: Sequence[str]) -> Where:
+    """Return the condition that tickets which were found are still those that are asked for.
+
+    A statement about them sees another moment than the one that found them. The words of the
+    search are its first values.
+    """
     where = _where(asked)
+    where.add("t.id = ANY ((SELECT {0}::text[])::uuid[])", names)
+    # Ticket by ticket, and by no index: who owns or finds most of the desk asks about a page.
     where.add(_walked(asked) if asked.scope is None else _match(asked))
     whose = asked.wanted.whose(asked.scope)
     if whose is not None:

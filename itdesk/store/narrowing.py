@@ -16,7 +16,7 @@ from itdesk.model import Category, Priority, Status
 NO_DEPARTMENT = "Unassigned"
 
 
-# Whose own a ticket is, for a value {0}.
+# Whose own a ticket is, for a value {0}, to find them all; `tickets.OWN` is for some at hand.
 OWN = """t.id IN (SELECT id FROM tickets WHERE reporter_id = {0}
     UNION ALL SELECT ticket_id FROM ticket_assignees WHERE user_id = {0})"""
 

@@ -259,7 +259,10 @@ async def touch(conn: Any, ticket_id: UUID, *, first_action: bool = False) -> in
 
 
 async def assign(conn: Any, ticket_id: UUID, assignee_ids: Sequence[UUID]) -> None:
-    """Make these people, in this order, the ticket's assignees."""
+    """Make these people, in this order, the assignees of a ticket that is written as well.
+
+    Lists take one that was not written since for unchanged.
+    """
     query = """
         WITH gone AS (
             DELETE FROM ticket_assignees WHERE ticket_id = $1 AND user_id <> ALL ($2::uuid[])

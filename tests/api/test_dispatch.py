@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -27,6 +28,7 @@ from itdesk.errors import (
     UpstreamFailed,
 )
 from itdesk.model import Role
+from itdesk.runtime import log
 from itdesk.store.failures import Contention
 from tests.support.small_desk import Answer, Server, SmallDesk, serving
 
@@ -842,15 +844,24 @@ async def test_access_line(server: Server) -> None:
     assert "secret" not in str(server.lines()) and token not in str(server.lines())
 
 
-@pytest.mark.parametrize("place", ["path", "agent", "address", "request id"])
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/{}", {}),
+        ("/", {"User-Agent": "{}"}),
+        ("/", {"X-Forwarded-For": "{}"}),
+        ("/", {"X-Request-ID": "{}"}),
+        ("/", {"traceparent": "00-{}-b7ad6b7169203331-01"}),
+    ],
+    ids=["path", "agent", "address", "request id", "trace"],
+)
 async def test_what_a_client_writes_is_masked_wherever_it_writes_it(
-    server: Server, place: str
+    server: Server, path: str, headers: dict[str, str]
 ) -> None:
-    token = "itdesk_pat_" + "k7Jd8f2LmQ" * 4
-    headers = {"agent": "User-Agent", "address": "X-Forwarded-For", "request id": "X-Request-ID"}
-    path = f"/api/v1/{token}" if place == "path" else "/api/v1/nothing"
-    said = {headers[place]: token} if place in headers else {}
-    await server.ask("GET", path, headers=said)
+    token = uuid4().hex
+    log.register_secret(token)
+    said = {name: value.format(token) for name, value in headers.items()}
+    await server.ask("GET", "/api/v1" + path.format(token), headers=said)
     assert server.lines()[-1]["event"] == "request"
     assert token not in str(server.lines())
 

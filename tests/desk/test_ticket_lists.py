@@ -1,6 +1,7 @@
 """A row of a list is the ticket that a read answers."""
 
 import asyncio
+import pickle
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 from itdesk.api.render import encode
 from itdesk.desk.tickets import NewTicket
 from itdesk.errors import NotFound
-from itdesk.model import Caller, Category, Priority, Role, Status, Ticket
+from itdesk.model import Caller, Category, Priority, Role, Status
 from itdesk.runtime.clock import FakeClock
-from itdesk.store import suggestions
+from itdesk.store import findings, suggestions
 from itdesk.store.listing import KEPT_BYTES, KEPT_SECONDS, Listing
 from itdesk.store.matching import Asked
 from itdesk.store.narrowing import Filter
@@ -208,28 +209,54 @@ class _Watched:
         return getattr(self._conn, name)
 
 
+LEAVING: dict[str, Change] = {}
+
+
+@pytest.mark.parametrize("sort", ["-created_at", "relevance"])
+@pytest.mark.parametrize("way", ["closed", "deleted", "another's", "without the word"])
 async def test_a_ticket_that_leaves_the_list_while_it_is_read_is_not_shown(
-    database_url: str,
+    database_url: str, sort: str, way: str
 ) -> None:
     """Which tickets are on a page and what they look like are two statements."""
-    ways: Sequence[Change] = (_set(status=Status.CLOSED), _delete, _take_away)
     async with bench_on(database_url) as bench:
         admin, owner = await bench.person(Role.ADMIN), await bench.person()
-        asked = Asked.page(Filter(status=(Status.OPEN,)), owner.scope, "-created_at", Window())
-        for change in ways:
-            stays, leaves = await bench.ticket(owner), await bench.ticket(owner)
+        stays, leaves = await bench.ticket(owner), await bench.ticket(owner)
+        wanted = Filter(q="files", status=(Status.OPEN,))
+        asked = Asked.page(wanted, owner.scope, sort, Window())
+        pages = Listing(bench.desk.clock)
 
-            async def leaving(
-                values: Sequence[Any], found: Ticket = leaves, change: Change = change
-            ) -> None:
-                if any(str(found.id) in value for value in values if isinstance(value, list)):
-                    await change(bench, admin, found.key)
-
-            pages = Listing(bench.desk.clock)
+        async def leaving(values: Sequence[Any]) -> None:
+            if not any(str(leaves.id) in value for value in values if isinstance(value, list)):
+                return
+            await LEAVING[way](bench, admin, leaves.key)
+            # Somebody who may see it has just been shown what it looks like now.
+            everything = Asked.page(Filter(), None, "-created_at", Window())
             async with bench.desk.db.connection() as conn:
-                page = await pages.page(_Watched(conn, leaving), asked)
-            assert leaves.key not in [row["key"] for row in page.items]
-            assert page.items[0]["key"] == stays.key
+                await pages.page(conn, everything)
+
+        async with bench.desk.db.connection() as conn:
+            watched = _Watched(conn, leaving)
+            page = await pages.page(watched, asked)
+            assert [row["key"] for row in page.items] == [stays.key]
+            # Beside a page there are pieces of its tickets, and how all of them divide.
+            names = [str(leaves.id), str(stays.id)]
+            assert set(await findings.snippets(conn, asked, names)) == {str(stays.id)}
+
+
+async def test_facets_count_no_ticket_that_has_just_left(database_url: str) -> None:
+    async with bench_on(database_url) as bench:
+        admin = await bench.person(Role.ADMIN)
+        await bench.ticket(admin)
+        leaves = await bench.ticket(admin)
+
+        async def leaving(values: Sequence[Any]) -> None:
+            if any(str(leaves.id) in value for value in values if isinstance(value, list)):
+                await LEAVING["closed"](bench, admin, leaves.key)
+
+        asked = Asked.page(Filter(q="files", status=(Status.OPEN,)), None, "-created_at", Window())
+        async with bench.desk.db.connection() as conn:
+            divided = await findings.facets(_Watched(conn, leaving), asked)
+        assert [(one.value, one.count) for one in divided.status] == [("open", 1)]
 
 
 async def _take_away(bench: Bench, admin: Caller, key: str) -> None:
@@ -240,7 +267,20 @@ async def _delete(bench: Bench, admin: Caller, key: str) -> None:
     await bench.desk.tickets.delete(admin, key)
 
 
-async def test_what_tickets_look_like_is_kept_for_a_minute_at_most(database_url: str) -> None:
+LEAVING.update(
+    {
+        "closed": _set(status=Status.CLOSED),
+        "deleted": _delete,
+        "another's": _take_away,
+        "without the word": _set(title="Another title"),
+    }
+)
+
+
+@pytest.mark.parametrize("pauses", [[KEPT_SECONDS] * 2, [3600.0]], ids=["step by step", "idle"])
+async def test_what_tickets_look_like_is_kept_for_a_minute_at_most(
+    database_url: str, pauses: list[float]
+) -> None:
     """A database that was put back counts its transactions anew."""
     clock = FakeClock()
     async with bench_on(database_url) as bench:
@@ -260,21 +300,37 @@ async def test_what_tickets_look_like_is_kept_for_a_minute_at_most(database_url:
             ticket.id, admin.user_id,
         )  # fmt: skip
         assert await assignees() == []
-        for _ in range(2):
-            await clock.advance(KEPT_SECONDS)
+        for pause in pauses:
+            await clock.advance(pause)
             last = await assignees()
         assert last == [str(admin.user_id)]
 
 
-async def test_of_long_tickets_only_so_many_are_kept(database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("description", "repeat('x', 50000)"),
+        ("resolution", "repeat('x', 50000)"),
+        (
+            "tags",
+            "(SELECT array_agg(n || repeat('\U0001f525', 2500)) FROM generate_series(1, 5) n)",
+        ),
+        ("department", "'IT'"),
+    ],
+)
+async def test_of_many_tickets_only_so_many_are_kept(
+    database_url: str, column: str, value: str
+) -> None:
+    """They take 4 MiB at most, whatever is long in them."""
+    count = 200 if column != "department" else 2500
     async with bench_on(database_url) as bench:
-        admin = await bench.person(Role.ADMIN)
-        most, length = 2 * KEPT_BYTES, 100_000
-        for number in range(2 * most // length):
-            new = NewTicket(f"No {number}", "x" * length)
-            await bench.desk.tickets.create(admin, new)
+        await bench.sql(
+            f"""INSERT INTO tickets (key, project_id, title, {column})
+                SELECT 'TSK-' || 5000 + n, id, 'One of many', {value}
+                FROM projects, generate_series(1, {count}) AS n WHERE key = 'TSK'"""  # noqa: S608
+        )
         pages = Listing(bench.desk.clock)
-        asked = Asked.page(Filter(), None, "-created_at", Window(limit=200))
+        asked = Asked.page(Filter(), None, "-created_at", Window(limit=count))
         read = list[str]()
 
         async def reading(values: Sequence[Any]) -> None:
@@ -283,8 +339,10 @@ async def test_of_long_tickets_only_so_many_are_kept(database_url: str) -> None:
         async with bench.desk.db.connection() as conn:
             watched = _Watched(conn, reading)
             first = await pages.page(watched, asked)
-            assert len(read) == len(first.items) > most // length
+            assert len(read) == len(first.items) == count
             read.clear()
             again = await pages.page(watched, asked)
         assert encode(again.items) == encode(first.items)
-        assert len(first.items) // 3 < len(read) < len(first.items)
+        kept = [row for row in first.items if row["id"] not in read]
+        assert 0 < len(kept) < count
+        assert sum(len(pickle.dumps(row)) for row in kept) <= 2 * KEPT_BYTES

@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_levels_hold_for_ours_and_theirs_and_change_at_run_time(lines: Lines) ->
     logging.getLogger("botocore").debug("signature in clear")
     logs.set_level("error")
     log.warning("no")
-    logs.access_line({"path": "/"})
+    _access({"path": "/"})
     assert [event["event"] for event in lines.events()] == ["yes", "yes"]
     with pytest.raises(ValueError, match="loud"):
         logs.set_level("loud")
@@ -116,13 +117,13 @@ async def test_access_lines_wait_for_the_flush_that_the_supervisor_orders(
     lines: Lines, rig: Rig
 ) -> None:
     await rig.start(logs.LogFlush())
-    logs.access_line({"method": "GET", "path": "/api/v1/tickets", "status": 200})
+    _access({"method": "GET", "path": "/api/v1/tickets", "status": 200})
     assert logs._pipe.writer.buffered > 0
     await rig.clock.advance(0.2)
     assert logs._pipe.writer.buffered == 0
     (line,) = lines.events()
     assert (line["logger"], line["event"], line["status"]) == ("access", "request", 200)
-    logs.access_line({"path": "/last"})
+    _access({"path": "/last"})
     await rig.end()
     assert logs._pipe.writer.buffered == 0
     assert lines.events()[0]["path"] == "/last"
@@ -134,7 +135,7 @@ def test_what_is_buffered_is_written_at_exit_and_never_to_stdout(last: str, stat
         "from itdesk.runtime import log\n"
         "log.get_logger('cli').info('before', token='sesame-sesame')\n"
         "log.configure()\n"
-        "log.access_line({'path': '/last'})\n"
+        "log.access_line({'path': '/last'}, '/last')\n"
         f"{last}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -202,12 +203,19 @@ CHANNELS: dict[str, Callable[[str], object]] = {
     "crash": _log_crash,
     "chained": _log_chained,
     "stdlib": lambda s: logging.getLogger("asyncpg").warning("dsn %s", s, extra={"more": s}),
-    "access": lambda s: logs.access_line({"path": "/x", "agent": s}),
-    "access, as said": lambda s: logs.access_line({"path": "/x", "agent": s}, f"/x {s}"),
+    "access": lambda s: _access({"path": "/x", "agent": s}),
     "long": lambda s: log.info("x", value="." * (6_000 - len(s) // 2) + s + "." * 9_000),
     "very long": lambda s: log.info("x", value="." * 99_990 + s + "." * 150_000 + s),
     "bound": lambda s: _log_bound(s),
 }
+
+
+def _access(fields: Mapping[str, Any]) -> None:
+    """Write a line in which clients wrote everything, the names as well."""
+    said = [value for value in fields.values() if isinstance(value, str)]
+    with suppress(TypeError):
+        said.append(orjson.dumps(fields).decode())
+    logs.access_line(fields, " ".join(said))
 
 
 def _log_bound(secret: str) -> None:
@@ -286,7 +294,7 @@ def test_a_field_with_such_a_name_shows_no_value_at_any_depth(name: str, lines: 
     log.info("x", **{name: planted})
     log.info("x", headers={name: planted}, pairs=[(name, planted)], deep={"a": [{name: [planted]}]})
     logging.getLogger("aiohttp").error("x", extra={name: {"value": planted}})
-    logs.access_line({"path": "/", name: planted, "query": {name: planted}})
+    _access({"path": "/", name: planted, "query": {name: planted}})
     log.info("x", absent={name: None, "has": {name: True}})
     text = lines.raw()
     assert b"swordfish" not in text
@@ -328,7 +336,7 @@ def test_a_secret_is_known_by_its_shape_too(text: str, shown: str, lines: Lines)
     assert logs.redacted(text) == shown
     log.info(text)
     log.info("x", value=[text])
-    logs.access_line({"path": text})
+    _access({"path": text})
     first, second, third = lines.events()
     assert (first["event"], second["value"], third["path"]) == (shown, [shown], shown)
 
@@ -430,7 +438,7 @@ def _everywhere(value: Any) -> int:
         log.warning("x")
     logging.getLogger("aiohttp").error(value, extra={"value": value})
     logging.getLogger("aiohttp").error("%s and %r", text, text)
-    logs.access_line({"path": value, "agent": text})
+    _access({"path": value, "agent": text})
     try:
         raise ValueError(value)
     except ValueError as exc:
@@ -481,7 +489,7 @@ def test_injected_text_is_still_readable_in_the_parsed_line(lines: Lines) -> Non
 )
 def test_anything_at_all_is_one_line_of_json(lines: Lines, text: str, value: object) -> None:
     log.info(text, value=value)
-    logs.access_line({"path": text, "value": value})
+    _access({"path": text, "value": value})
     first, second = lines.events()
     assert (first["logger"], second["logger"]) == ("api", "access")
 
