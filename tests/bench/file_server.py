@@ -7,6 +7,8 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
+from tests.bench.late_plugin import Watch
+
 CHUNK = 1 << 18
 BATCH = 1 << 20
 
@@ -36,7 +38,18 @@ def build(folder: Path) -> web.Application:
         await response.write_eof()
         return response
 
+    watch = Watch()
+
+    async def begin(request: web.Request) -> web.Response:
+        watch.begin()
+        return web.Response()
+
+    async def end(request: web.Request) -> web.Response:
+        return web.json_response(watch.end())
+
     app = web.Application(client_max_size=1 << 40)
+    app.router.add_post("/api/v1/plugins/late/begin", begin)
+    app.router.add_post("/api/v1/plugins/late/end", end)
     app.router.add_put("/{name}", put)
     app.router.add_get("/{name}", get)
     return app

@@ -1,16 +1,18 @@
-"""How late the daemon's event loop is while something goes on, as a timer inside of it sees it.
+"""How late an event loop is while something goes on, as timers inside of it see it.
 
 A client that asks for /ping would measure its own lateness, and its wait for a processor, as well.
 """
 
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Self
 
 from tests.bench import late_plugin
-from tests.support.daemon import Live
+from tests.support.daemon import Person
 
 _PATH = "/plugins/late"
 
@@ -20,6 +22,11 @@ class Late:
     """How many milliseconds late the timers of a while were, once it is over."""
 
     sorted: list[float] = field(default_factory=list)
+
+    @classmethod
+    def together(cls, lates: Iterable[Self]) -> Self:
+        """Return several of these as one."""
+        return cls(sorted(chain.from_iterable(one.sorted for one in lates)))
 
     @property
     def p99(self) -> float:
@@ -45,11 +52,11 @@ def installed(state_dir: Path) -> Mapping[str, str]:
 
 
 @asynccontextmanager
-async def watched(live: Live) -> AsyncIterator[Late]:
-    """Lend what is known after the block of how late the loop was meanwhile."""
+async def watched(server: Person) -> AsyncIterator[Late]:
+    """Lend what is known after the block of how late a server's loop was meanwhile."""
     late = Late()
-    (await live.nobody.post(f"{_PATH}/begin")).expect(200)
+    (await server.post(f"{_PATH}/begin")).expect(200)
     try:
         yield late
     finally:
-        late.sorted = (await live.nobody.post(f"{_PATH}/end")).expect(200)
+        late.sorted = (await server.post(f"{_PATH}/end")).expect(200)

@@ -106,13 +106,13 @@ async def _reads(world: World, seconds: int, seed: int) -> Sample:
 
 async def _round(world: World, taken: Taken, seconds: int, seed: int) -> None:
     taken.bcrypt.append(await asyncio.to_thread(_bcrypt, seconds))
-    async with late.watched(world.live) as rest:
+    async with late.watched(world.live.nobody) as rest:
         await asyncio.sleep(seconds)
-    async with _signing_in(world) as crowd, late.watched(world.live) as with_logins:
+    async with _signing_in(world) as crowd, late.watched(world.live.nobody) as with_logins:
         await asyncio.sleep(seconds)
-    async with late.watched(world.live) as with_reads:
+    async with late.watched(world.live.nobody) as with_reads:
         taken.idle.append(await _reads(world, seconds, seed))
-    async with _signing_in(world), late.watched(world.live) as with_both:
+    async with _signing_in(world), late.watched(world.live.nobody) as with_both:
         taken.busy.append(await _reads(world, seconds, seed))
     taken.logins.append(crowd.rate)
     taken.rest.append(rest)
@@ -149,4 +149,4 @@ def _figures(taken: Taken) -> Iterator[Figure]:
 
 
 def _p99(lates: list[Late]) -> float:
-    return median(one.p99 for one in lates)
+    return Late.together(lates).p99

@@ -111,10 +111,14 @@ def _figures(taken: Mapping[str, list[Start]], help_cpu: float) -> Iterator[Figu
     ours, limit = taken["itdesk"], taken["limit"]
     ready = median(start.ready for start in ours)
     yield Figure("start: ready after exec", ready, "s", at_most=READY_SECONDS)
+    times = [one.ready / other.ready for one, other in zip(ours, limit, strict=True)]
+    yield Figure("start: ready after exec, of the limit's", median(times), "x")
     with_s3 = median(start.ready for start in taken["with S3"])
     yield Figure("start: ready after exec, files in S3", with_s3, "s",
                  at_most=READY_WITH_S3_SECONDS)  # fmt: skip
     yield Figure("start: CPU until ready", median(start.cpu for start in ours), "s")
+    more = median(start.cpu for start in taken["with S3"])
+    yield Figure("start: CPU until ready, files in S3", more, "s")
     ratios = [one.cpu / other.cpu for one, other in zip(ours, limit, strict=True)]
     yield Figure("start: CPU, of the limit's", median(ratios), "x")
     yield Figure("start: CPU of itdesk --help", help_cpu, "s")

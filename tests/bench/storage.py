@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from aiohttp import ClientSession, ClientTimeout
 
 from tests.bench import late
+from tests.bench.late import Late
 from tests.bench.report import Figure, machine
 from tests.bench.servers import process, rss
 from tests.support.daemon import Live, Person, live_on, make_daemon
@@ -40,20 +41,22 @@ UPLOADS, GROWN_MIB, LATE_MS = 4, 8.0, 5.0
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One file that went up and came down: MB/s each way."""
+class Up:
+    """Files that went up at a time: MB/s of all together, and how late the loop was meanwhile."""
 
-    up: float
-    down: float
+    rate: float
+    late: Late
 
 
 @dataclass(frozen=True)
-class Together:
-    """Several files that went up at a time: MB/s, MiB of memory for each, and ms of loop lag."""
+class Sample:
+    """One file that went up and came down, and then several up at a time; MB/s."""
 
-    rate: float
-    grown: float
-    late: float
+    up: Up
+    down: float
+    several: Up
+    # MiB that each of the several made the process grow by.
+    grown: float = 0.0
 
 
 @dataclass
@@ -71,54 +74,78 @@ class Desk:
         return self.live.daemon.process.pid
 
     async def sample(self, mib: int) -> Sample:
+        """Upload a file through a link, wait for its scan, download it; then upload several."""
+        up, down = await self.alone(mib)
+        links = [await self._link(mib) for _ in range(UPLOADS)]
+        before = self._clear()
+        several = await self._up(links, mib)
+        grown = (self._most() - before) / UPLOADS
+        for link in links:
+            await self._remove(link)
+        return Sample(up, down, several, grown)
+
+    async def alone(self, mib: int) -> tuple[Up, float]:
         """Upload a file through a link, wait for its scan, download it."""
         link = await self._link(mib)
-        up = await _put(self.http, link["upload_url"], mib, link["headers"])
-        found = await self.person.scanned(link["attachment_id"], seconds=900)
-        assert found["scanned_status"] == "CLEAN", found
+        up = await self._up([link], mib)
+        await self.person.scanned(link["attachment_id"], seconds=900)
         url = f"{self.person.base}/api/v1/attachments/{link['attachment_id']}/content"
         down = await _get(self.http, url, mib, {"Authorization": f"Bearer {self.person.token}"})
-        (await self.person.delete(f"/attachments/{link['attachment_id']}")).expect(204)
-        return Sample(up, down)
+        await self._remove(link)
+        return up, down
 
-    async def together(self, mib: int) -> Together:
-        """Upload several files through links at a time."""
-        links = [await self._link(mib) for _ in range(UPLOADS)]
-        Path(f"/proc/{self._pid}/clear_refs").write_text("5")
-        before, began = rss(self._pid), time.perf_counter()
-        async with late.watched(self.live) as loop, asyncio.TaskGroup() as group:
-            for link in links:
-                group.create_task(_put(self.http, link["upload_url"], mib, link["headers"]))
-        rate = UPLOADS * mib * MIB / 1e6 / (time.perf_counter() - began)
-        grown = (self._most_memory() - before / MIB) / UPLOADS
-        for link in links:
-            await self.person.scanned(link["attachment_id"], seconds=900)
-            (await self.person.delete(f"/attachments/{link['attachment_id']}")).expect(204)
-        return Together(rate, grown, loop.p99)
+    async def peak(self, mib: int) -> float:
+        """Return the most memory, in MiB, that one file of a size makes the daemon hold."""
+        self._clear()
+        await self.alone(mib)
+        return self._most()
 
     async def _link(self, mib: int) -> Any:
         asked = {"original_filename": "big.txt", "mime": "text/plain", "size": mib * MIB}
         path = f"/tickets/{self.ticket}/attachments/presign"
         return (await self.person.post(path, asked)).expect(201)
 
-    def _most_memory(self) -> float:
-        """Return the most MiB that the daemon held since its peak was cleared."""
+    async def _up(self, links: Sequence[Any], mib: int) -> Up:
+        to = [(link["upload_url"], link["headers"]) for link in links]
+        return await _up(self.http, self.person, to, mib)
+
+    async def _remove(self, link: Any) -> None:
+        found = await self.person.scanned(link["attachment_id"], seconds=900)
+        assert found["scanned_status"] == "CLEAN", found
+        (await self.person.delete(f"/attachments/{link['attachment_id']}")).expect(204)
+
+    def _clear(self) -> float:
+        """Forget the most memory that the daemon held; return what it holds now, in MiB."""
+        Path(f"/proc/{self._pid}/clear_refs").write_text("5")
+        return rss(self._pid) / MIB
+
+    def _most(self) -> float:
+        """Return the most MiB that it held since."""
         status = Path(f"/proc/{self._pid}/status").read_text()
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert found is not None
         return int(found[1]) / 1024
 
-    async def peak(self, mib: int) -> float:
-        """Return the most memory, in MiB, that one file of a size makes the daemon hold."""
-        Path(f"/proc/{self._pid}/clear_refs").write_text("5")
-        await self.sample(mib)
-        return self._most_memory()
-
 
 async def bare(http: ClientSession, url: str, mib: int) -> Sample:
     """Do the same with the limit."""
-    up = await _put(http, f"{url}/file", mib, {})
-    return Sample(up, await _get(http, f"{url}/file", mib, {}))
+    server, to = Person(url), [(f"{url}/file{n}", dict[str, str]()) for n in range(UPLOADS)]
+    up = await _up(http, server, to[:1], mib)
+    down = await _get(http, to[0][0], mib, {})
+    return Sample(up, down, await _up(http, server, to, mib))
+
+
+async def _up(
+    http: ClientSession, server: Person, to: Sequence[tuple[str, Mapping[str, str]]], mib: int
+) -> Up:
+    """Upload as many files at a time as there are places to send them to."""
+    async with late.watched(server) as loop:
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for url, headers in to:
+                group.create_task(_put(http, url, mib, headers))
+        rate = len(to) * mib * MIB / 1e6 / (time.perf_counter() - began)
+    return Up(rate, loop)
 
 
 async def _blocks(mib: int) -> AsyncIterator[bytes]:
@@ -126,12 +153,10 @@ async def _blocks(mib: int) -> AsyncIterator[bytes]:
         yield BLOCK
 
 
-async def _put(http: ClientSession, url: str, mib: int, headers: Mapping[str, str]) -> float:
-    began = time.perf_counter()
+async def _put(http: ClientSession, url: str, mib: int, headers: Mapping[str, str]) -> None:
     sized = {**headers, "Content-Length": str(mib * MIB)}
     async with http.put(url, data=_blocks(mib), headers=sized) as answer:
         assert answer.status == 200, await answer.text()
-    return mib * MIB / 1e6 / (time.perf_counter() - began)
 
 
 async def _get(http: ClientSession, url: str, mib: int, headers: Mapping[str, str]) -> float:
@@ -178,7 +203,7 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
     """Return MB/s, ratios and memory; the two servers take turns."""
     folder = Path(tempfile.mkdtemp(prefix="itdesk-files-", dir="/tmp"))
     taken: dict[str, list[Sample]] = {"limit": [], "itdesk": []}
-    figures, together = [], list[Together]()
+    figures: list[Figure] = []
     try:
         async with desk(max(mib, largest)) as ours:
             with process("tests.bench.file_server", str(folder)) as server:
@@ -187,18 +212,7 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
                 for _ in range(rounds):
                     taken["limit"].append(await bare(ours.http, url, mib))
                     taken["itdesk"].append(await ours.sample(mib))
-                    together.append(await ours.together(mib))
-            for way in ("up", "down"):
-                rates = {name: [getattr(s, way) for s in each] for name, each in taken.items()}
-                asked = {"itdesk": _least(median(rates["limit"]))} if way == "up" else {}
-                for name, each in rates.items():
-                    figures.append(
-                        Figure(f"{way} {mib} MiB, {name}", median(each), "MB/s",
-                               at_least=asked.get(name))
-                    )  # fmt: skip
-                ratio = median(a / b for a, b in zip(rates["itdesk"], rates["limit"], strict=True))
-                figures.append(Figure(f"{way} {mib} MiB, itdesk / limit", ratio))
-            figures += _together(mib, together)
+            figures += _figures(mib, taken["itdesk"], taken["limit"])
             sizes = [size for size in (1, 16, 128, 1024) if size <= largest]
             await ours.peak(16)
             peaks = [await ours.peak(size) for size in sizes]
@@ -211,18 +225,27 @@ async def measure(mib: int, rounds: int, largest: int) -> list[Figure]:
     return figures
 
 
-def _least(limit: float) -> float:
-    """Return how fast uploads must be: slower machines are asked for a part of their limit."""
-    return min(UP, UP_OF_LIMIT * limit)
-
-
-def _together(mib: int, taken: list[Together]) -> Iterator[Figure]:
-    name = f"{UPLOADS} uploads of {mib} MiB at a time"
-    yield Figure(name, median(one.rate for one in taken), "MB/s")
-    grown = median(one.grown for one in taken)
-    yield Figure(f"{name}: memory of each", grown, "MiB", at_most=GROWN_MIB)
-    lag = median(one.late for one in taken)
-    yield Figure(f"{name}: loop lag, p99", lag, "ms", at_most=LATE_MS)
+def _figures(mib: int, ours: list[Sample], limit: list[Sample]) -> Iterator[Figure]:
+    """Yield rates, ratios, and what everybody else feels of uploads (T13)."""
+    ways: Mapping[str, Callable[[Sample], float]] = {
+        f"up {mib} MiB": lambda one: one.up.rate,
+        f"up {UPLOADS} of {mib} MiB at a time": lambda one: one.several.rate,
+        f"down {mib} MiB": lambda one: one.down,
+    }
+    asked = min(UP, UP_OF_LIMIT * median(one.up.rate for one in limit))
+    for name, rate in ways.items():
+        least = asked if name == f"up {mib} MiB" else None
+        yield Figure(f"{name}, limit", median(map(rate, limit)), "MB/s")
+        yield Figure(f"{name}, itdesk", median(map(rate, ours)), "MB/s", at_least=least)
+        pairs = zip(ours, limit, strict=True)
+        yield Figure(f"{name}, itdesk / limit", median(rate(a) / rate(b) for a, b in pairs))
+    for name, samples, most in (("itdesk", ours, LATE_MS), ("limit", limit, None)):
+        lag = Late.together(one.up.late for one in samples).p99
+        yield Figure(f"up {mib} MiB: loop lag, p99, {name}", lag, "ms", at_most=most)
+        lag = Late.together(one.several.late for one in samples).p99
+        yield Figure(f"up {UPLOADS} at a time: loop lag, p99, {name}", lag, "ms")
+    grown = median(one.grown for one in ours)
+    yield Figure(f"up {UPLOADS} at a time: memory of each", grown, "MiB", at_most=GROWN_MIB)
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ async def _fan_out(world: World, clients: int, rounds: int) -> Iterator[Figure]:
                     rates[kind].append(clients * burst / run.seconds)
             for _ in range(EVENTS):
                 heard.expect(clients)
-                async with late.watched(world.live) as loop:
+                async with late.watched(world.live.nobody) as loop:
                     made = await world.live.admin.ticket("Who hears of this last?")
                     run = await heard.told()
                 held.append(loop.most)
