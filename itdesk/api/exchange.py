@@ -158,8 +158,8 @@ class Exchanges:
         secret = route is not None and route.who is Who.SIGNATURE
         caller = exchange.caller
         path = template if secret else _printable(request.rel_url.raw_path)
-        address, agent = exchange.peer.address, request.headers.get(hdrs.USER_AGENT, "")
-        agent = _printable(agent[:200])
+        address, headers = exchange.peer.address, request.headers
+        agent = log.redacted_often(_printable(headers.get(hdrs.USER_AGENT, "")[:200]))
         line = {
             "request_id": exchange.request_id,
             "method": method,
@@ -172,7 +172,9 @@ class Exchanges:
             "user": caller.user_id if caller is not None else None,
             "agent": agent,
         }
-        theirs = f"{method} {path} {address} {agent} {exchange.request_id}"
+        theirs = f"{method} {path} {address}"
+        if _X_REQUEST_ID in headers:
+            theirs += f" {exchange.request_id}"
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
             theirs += f" {exchange.trace_id}"

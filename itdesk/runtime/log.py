@@ -25,6 +25,7 @@ FORMATS = ("json", "console")
 # What some terminal or line reader takes for a line end, a command or a change of direction.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LONG = 8_192
+_ACCESS = {"level": "info", "logger": "access", "event": "request"}
 _CORE = ("time", "level", "logger", "event")
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # At DEBUG these print signatures, cookies and whole bodies.
@@ -56,17 +57,16 @@ class Pipe:
 
     def access(self, fields: Mapping[str, Any], said: str) -> None:
         """Write one request's line, at the next flush."""
-        head = {"time": datetime.now(UTC), "level": "info", "logger": "access", "event": "request"}
+        whole = {"time": datetime.now(UTC), **_ACCESS, **fields}
         try:
-            line = orjson.dumps({**head, **fields}, option=orjson.OPT_UTC_Z)
-            text = line.decode()
+            line = orjson.dumps(whole, option=orjson.OPT_UTC_Z)
         except TypeError:
             self.writer.append(self._render("info", "access", "request", fields))
             return
         if self.console or len(line) > _LONG or self.redactor.masks(said):
             line = self._render("info", "access", "request", fields)
         elif not line.isascii():
-            line = _one_line(text)
+            line = _one_line(line.decode())
         self.writer.append(line)
 
     def _render(self, level: str, logger: str, event: object, fields: Mapping[str, Any]) -> bytes:
@@ -168,6 +168,11 @@ def register_secret(value: str) -> None:
 def redacted(text: str) -> str:
     """Return text in which secrets are masked, for what is shown outside the log."""
     return _pipe.redactor.text(text)
+
+
+def redacted_often(text: str) -> str:
+    """Return the same for text that comes over and over; it is remembered for a while."""
+    return _pipe.redactor.known(text)
 
 
 def bind(**fields: object) -> None:

@@ -119,6 +119,8 @@ class Redactor:
     def __init__(self) -> None:
         self._secrets: tuple[str, ...] = ()
         self._encoded: tuple[str, ...] = ()
+        # What `text` returns for what is said over and over.
+        self.known = lru_cache(maxsize=1024)(self.text)
 
     def register(self, value: str) -> None:
         """Mask this value from now on; one too short to be told from ordinary text is ignored."""
@@ -128,6 +130,7 @@ class Redactor:
         # Longest first: a secret that contains another must not survive in part.
         self._secrets = tuple(sorted(forms.union(self._secrets), key=lambda s: (-len(s), s)))
         self._encoded = tuple(orjson.dumps(clip(s)).decode()[1:-1] for s in self._secrets)
+        self.known.cache_clear()
 
     def suspicious(self, line: str) -> bool:
         """Tell, cheaply, whether a rendered line may hold something that `text` would mask."""

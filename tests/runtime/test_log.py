@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import secrets
 import subprocess
 import sys
 import threading
@@ -216,6 +217,14 @@ def _access(fields: Mapping[str, Any]) -> None:
     with suppress(TypeError):
         said.append(orjson.dumps(fields).decode())
     logs.access_line(fields, " ".join(said))
+
+
+def test_what_is_masked_over_and_over_is_looked_at_again_for_a_new_secret() -> None:
+    secret = secrets.token_hex(20)
+    agent = f"agent/1 {secret}"
+    assert logs.redacted_often(agent) == logs.redacted_often(agent) == agent
+    logs.register_secret(secret)
+    assert logs.redacted_often(agent) == "agent/1 ***"
 
 
 def _log_bound(secret: str) -> None:
