@@ -243,13 +243,19 @@ def _one(asked: Asked) -> str:
     return f"t.id, t.xmin AS stamp, {_column(asked.sort)} AS value"
 
 
+# What the conditions on a ticket look at: to bring all of each row is a quarter of such a search.
+_LOOKED_AT = """t.id, t.key, t.project_id, t.status, t.priority, t.category, t.department, t.tags,
+    t.reporter_id, t.created_at, t.search, t.search_internal"""
+
+
 def _newest_first(asked: Asked, reach: int) -> tuple[str, list[Any]]:
     """Look at so many, in their order."""
     where, by = _where(asked), _direction(asked.sort)
     there = _after(where, asked)
     query = f"""
         SELECT {_FOUND} FROM (
-            SELECT t.*, t.xmin AS stamp, {_column(asked.sort)} AS value FROM tickets t WHERE {there}
+            SELECT {_LOOKED_AT}, t.xmin AS stamp, {_column(asked.sort)} AS value
+            FROM tickets t WHERE {there}
             ORDER BY value {by}, id {by} LIMIT {reach:d}
         ) AS t WHERE {where} AND {_walked(asked)} {_page(asked)}
     """  # noqa: S608 - conditions are literals, values are parameters

@@ -1,6 +1,7 @@
 """However a search is planned, it finds the same; and none lasts longer than it may."""
 
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from itdesk.desk.tickets import NewTicket
 from itdesk.errors import Unavailable
-from itdesk.model import Caller, Role, Status
+from itdesk.model import Caller, Category, Role, Status
 from itdesk.store import matching
 from itdesk.store.narrowing import Filter
 from itdesk.store.paging import Window
@@ -98,6 +99,27 @@ async def test_every_plan_finds_what_a_look_at_every_row_finds(
                     asked = matching.Asked.page(Filter(q=q), scope, sort, Window(limit=50))
                     page = await matching.find(conn, asked)
                     assert {UUID(one["name"]) for one in page.items} == wanted
+
+
+@pytest.mark.parametrize("way", ["near", "far", "index", "all"])
+async def test_every_way_can_look_at_whatever_a_list_is_narrowed_to(bench: Bench, way: str) -> None:
+    """Near and far bring only the columns that conditions look at."""
+    agent = await bench.person(Role.AGENT)
+    new = NewTicket("The printer", category=Category.EMAIL, department="IT", project="TSK")
+    ticket = await bench.desk.tickets.create(agent, new)
+    changes = {"tags": ["vip"], "assignee_ids": [agent.user_id]}
+    await bench.desk.tickets.update(agent, ticket.key, changes)
+    today = ticket.created_at.date()
+    wanted = Filter(
+        (Status.OPEN,), (ticket.priority,), (Category.EMAIL,), "IT", "TSK", agent.user_id,
+        agent.user_id, ("vip",), ticket.key, None, today, today,
+    )  # fmt: skip
+    assert None not in [getattr(wanted, one.name) for one in fields(wanted) if one.name != "own"]
+    async with bench.desk.reads.searching() as conn:
+        for sort in matching.SORTS:
+            asked = matching.Asked(wanted, None, 5, sort)
+            query, values = matching._statement(way, asked)
+            assert [one["name"] for one in await conn.fetch(query, *values)] == [str(ticket.id)]
 
 
 @pytest.mark.parametrize("frequent", [True, False])
