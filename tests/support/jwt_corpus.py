@@ -408,7 +408,9 @@ def opaque_forms(token: str) -> Iterator[Named]:
     for place in (11, 30, len(token) - 7, len(token) - 1):
         other = "1" if token[place] == "0" else "0"
         yield f"character {place} changed", token[:place] + other + token[place + 1 :]
-    yield "two characters swapped", token[:20] + token[21] + token[20] + token[22:]
+    at = next(n for n in range(20, len(token) - 1) if token[n] != token[n + 1])
+    swapped = token[at + 1] + token[at]
+    yield "two characters swapped", token[:at] + swapped + token[at + 2 :]
     yield "as base64", b64(token.encode())
     yield "in three parts", ".".join((token[:20], token[20:40], token[40:]))
 
