@@ -94,11 +94,13 @@ class _Looks:
 
     def of(self, found: Sequence[Any]) -> dict[str, TicketRow]:
         """Return the known looks, by name, of tickets that were found with their stamps."""
-        late = self._clock.monotonic() - self._until
-        if late >= KEPT_SECONDS:
-            self._turn()
-        if late >= 0:
-            self._turn()
+        now = self._clock.monotonic()
+        if now >= self._until + KEPT_SECONDS:
+            self._recent = {}
+            self._turn(now + KEPT_SECONDS)
+        elif now >= self._until:
+            # Counted from when it was due: nothing gets older for being asked for late.
+            self._turn(self._until + KEPT_SECONDS)
         recent, before, known = self._recent, self._before, {}
         for name, stamp, _ in found:
             kept = recent.get(name) or before.get(name)
@@ -112,8 +114,8 @@ class _Looks:
         values = (row, *row.values(), *row["tags"], *row["assignee_ids"])
         self._bytes += sum(map(sys.getsizeof, values))
         if self._bytes > KEPT_BYTES:
-            self._turn()
+            self._turn(self._clock.monotonic() + KEPT_SECONDS)
 
-    def _turn(self) -> None:
+    def _turn(self, until: float) -> None:
         self._before, self._recent, self._bytes = self._recent, {}, 0
-        self._until = self._clock.monotonic() + KEPT_SECONDS
+        self._until = until
